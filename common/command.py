@@ -1,0 +1,68 @@
+"""From a dataclass to a command: parse the flags, run, and answer bad input in one line."""
+
+import sys
+from dataclasses import fields
+
+import torch
+import tyro
+
+
+class UserError(Exception):
+    """Something the person at the keyboard can put right. Its text says what is wrong and what to do."""
+
+
+def run_command(main, config_type, saved_config=None, argv=None):
+    """Parse `argv` into `config_type` and call `main(config)`. A UserError ends in one line and exit code 2.
+
+    saved_config: (resume, config_type) -> config. With `--resume`, flags that are not given keep the values it returns.
+    """
+    try:
+        config = tyro.cli(config_type, args=argv)
+        if saved_config and config.resume:
+            config = tyro.cli(config_type, args=argv, default=saved_config(config.resume, config_type))
+        check_ranges(config)
+        main(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+# Flags that count something, or measure a time or a rate; None stands for "not given".
+POSITIVE = {"steps", "time_limit", "batch_size", "learning_rate", "num_samples", "sample_steps", "checkpoint_every"}
+
+
+def check_ranges(config):
+    for field in fields(config):
+        value = getattr(config, field.name)
+        flag = "--" + field.name.replace("_", "-")
+        if field.name in POSITIVE and value is not None and not value > 0:
+            raise UserError(f"{flag} is {value}; it must be greater than zero")
+        if field.name == "guidance_scale" and not 0 <= value < float("inf"):
+            raise UserError(f"{flag} is {value}; it must be 0 (no caption), 1 (plain caption) or greater")
+
+
+def pick_device(name="auto"):
+    """The device called `name`; `auto` is the GPU where there is one.
+
+    Raises UserError when the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here ({reason}); try --device cpu") from None
+
+
+def autocast(device):
+    """Arithmetic in bf16 where the hardware has it (recent NVIDIA GPUs, CPUs with AVX512-BF16 or AMX), else fp32."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        cpu = device.type == "cpu"
+        fast = cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)

@@ -1,0 +1,94 @@
+"""Digits in memory: MNIST where it can be had, drawn digits where it cannot.
+
+Images are float [N, 1, 32, 32] in [-1, 1] (28 x 28 with a border of 2); files and pictures are uint8 in [0, 255].
+`to_float` and `to_uint8` are the only places where one becomes the other.
+"""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torchvision.datasets import MNIST
+
+from common.command import UserError
+from common.drawn import draw_digits
+
+IMAGE_SIZE = 32
+
+
+class Digits(NamedTuple):
+    name: str  # "mnist" or "drawn"
+    images: torch.Tensor  # float [N, 1, 32, 32] in [-1, 1]
+    labels: torch.Tensor  # int64 [N]
+
+
+def to_float(images):
+    """uint8 in [0, 255] to float in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images):
+    """float in [-1, 1], values outside clipped, to uint8 in [0, 255]."""
+    return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().byte()
+
+
+def check_range(x_0):
+    """Refuse a batch that is plainly in [0, 1] or [0, 255]: the noise schedule is made for [-1, 1].
+
+    Raises ValueError. A batch without one dark pixel, or with values beyond 1, is no batch of pictures in [-1, 1].
+    """
+    low, high = x_0.min().item(), x_0.max().item()
+    if high > 1.01 or low < -1.01 or low >= 0:
+        raise ValueError(f"x_0 runs from {low:.2f} to {high:.2f}; images must be scaled to [-1, 1] (common.data.to_float)")
+
+
+def load_digits(dataset="auto", data_dir=None, train=True):
+    """Load all digits of a split into memory and say in one line which they are.
+
+    dataset: "auto" is MNIST if it can be had, else drawn digits; "mnist" raises UserError instead; "drawn".
+    data_dir: the folder that holds MNIST/raw, by default $LESSONS_DATA, else ./data (downloaded to).
+    """
+    if dataset not in ("auto", "mnist", "drawn"):
+        raise UserError(f"--dataset {dataset} is unknown; choose auto, mnist or drawn")
+    if dataset != "drawn":
+        try:
+            mnist = find_mnist(data_dir, train)
+            return Digits("mnist", pad(mnist.data), mnist.targets)
+        except UserError as error:
+            if dataset == "mnist" or data_dir is not None:
+                raise
+            print(f"data: drawn digits, because {error}")
+    labels = torch.arange(20_000 if train else 5_000) % 10
+    return Digits("drawn", pad(draw_digits(labels, torch.Generator().manual_seed(int(train)))), labels)
+
+
+def find_mnist(data_dir, train):
+    """torchvision's MNIST from `data_dir`, from $LESSONS_DATA, or downloaded to ./data. Raises UserError."""
+    for folder, source in ((data_dir, "--data-dir"), (os.environ.get("LESSONS_DATA"), "$LESSONS_DATA")):
+        if folder:
+            try:
+                return MNIST(folder, train=train)
+            except (RuntimeError, OSError, ValueError):
+                raw = Path(folder) / "MNIST" / "raw"
+                raise UserError(
+                    f"{source} {folder} holds no MNIST (looked for {raw}/train-images-idx3-ubyte and its three "
+                    "companions); name the folder above MNIST, or leave it out to download"
+                ) from None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return MNIST("data", train=train, download=True)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"MNIST could not be downloaded ({reason}); check the network, name a folder with --data-dir, "
+            "or use --dataset drawn"
+        ) from None
+
+
+def pad(images):
+    """uint8 [N, 28, 28] to float [N, 1, 32, 32] in [-1, 1]."""
+    return to_float(F.pad(images, (2, 2, 2, 2)))[:, None]

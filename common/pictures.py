@@ -1,0 +1,91 @@
+"""Pictures of samples, trajectories and losses. Images come in as float [N, 1 or 3, H, W] in [-1, 1]."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torchvision.utils import make_grid
+
+from common.data import to_uint8
+from common.runs import read_metrics
+
+matplotlib.rcParams["font.size"] = 9
+
+
+def to_rgb(images):
+    """uint8 [N, H, W, 3], as picture files hold them."""
+    images = to_uint8(images.cpu())
+    return images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+
+
+def label_grid(images, columns, row_labels=None, column_labels=None, title=None, scale=2.0):
+    """A matplotlib figure of images in rows of `columns`, with a label for each row and column if given."""
+    rows = -(-len(images) // columns)
+    picture = make_grid(to_uint8(images.cpu()).float() / 255, columns, padding=2, pad_value=0.25).permute(1, 2, 0)
+    side = images.shape[-1] + 2
+    left = max((len(str(label)) for label in row_labels or [""]), default=0) * 0.075 + 0.1
+    top = 0.1 + 0.25 * bool(column_labels) + 0.25 * bool(title)
+    width, height = columns * side * scale / 100, rows * side * scale / 100
+    figure = Figure((width + left + 0.1, height + top + 0.1), dpi=150)
+    size = figure.get_size_inches()
+    axes = figure.add_axes((left / size[0], 0.1 / size[1], width / size[0], height / size[1]))
+    axes.imshow(picture.numpy(), interpolation="nearest")
+    axes.set_xticks([side * (i + 0.5) for i in range(columns)] if column_labels else [], column_labels or [])
+    axes.set_yticks([side * (i + 0.5) for i in range(rows)] if row_labels else [], row_labels or [])
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if title:
+        figure.suptitle(title, y=1 - 0.08 / size[1], va="top")
+    return figure
+
+
+def save_grid(path, images, columns=8, **labels):
+    label_grid(images, columns, **labels).savefig(path)
+
+
+def trajectory_strip(steps, columns=8):
+    """x_t above the predicted x_0, at `columns` moments of a list of sampler steps (the first sample of the batch)."""
+    chosen = [steps[i] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps))).round().astype(int)]
+    images = torch.cat([torch.stack([s.x_t[0] for s in chosen]), torch.stack([s.x_0[0] for s in chosen])])
+    names = [f"t = {s.t}" for s in chosen]
+    return label_grid(images, len(chosen), row_labels=["x_t", "predicted x_0"], column_labels=names)
+
+
+def frames_of(steps, columns=None, count=40):
+    """Frames of sampling, as grids: at most `count` of the steps' x_t, and the finished samples for a while."""
+    chosen = [steps[i].x_t for i in np.linspace(0, len(steps) - 1, min(count, len(steps))).round().astype(int)]
+    columns = columns or int(np.ceil(len(steps[-1].x_prev) ** 0.5))
+    grids = [make_grid(to_uint8(x.cpu()), columns, padding=1)[None] for x in [*chosen, *[steps[-1].x_prev] * 15]]
+    return [to_rgb(grid.float() / 127.5 - 1)[0] for grid in grids]
+
+
+def save_gif(path, frames, scale=3):
+    pictures = [Image.fromarray(f).resize((f.shape[1] * scale, f.shape[0] * scale), 0) for f in frames]
+    pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=80, loop=0)
+
+
+def save_loss_curve(metrics_csv, path):
+    """Training loss (faint: each step; strong: running mean), validation loss, and the learning rate."""
+    rows = read_metrics(metrics_csv)
+    if not rows:
+        return
+    steps, losses = np.array([r["step"] for r in rows]), np.array([r["loss"] for r in rows])
+    window = min(100, len(losses))
+    smooth = np.convolve(losses, np.ones(window) / window, "valid")
+    figure = Figure((6, 3.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.semilogy(steps, losses, color="tab:blue", alpha=0.2, linewidth=0.5)
+    axes.semilogy(steps[window - 1 :], smooth, color="tab:blue", label=f"training, mean of {window} steps")
+    measured = [(r["step"], r["validation_loss"]) for r in rows if np.isfinite(r.get("validation_loss", np.nan))]
+    if measured:
+        axes.semilogy(*zip(*measured), "o-", color="tab:orange", markersize=3, label="validation, averaged weights")
+    rate = axes.twinx()
+    rate.plot(steps, [r["learning_rate"] for r in rows], color="gray", linewidth=0.8, linestyle=":")
+    rate.set_ylabel("learning rate (dotted)")
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend()
+    figure.savefig(Path(path))

@@ -1,0 +1,211 @@
+"""A run is a folder: its configuration, its metrics, its pictures, and checkpoints that are either whole or not there."""
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import struct
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from common.command import UserError
+
+COLUMNS = ["step", "minutes", "loss", "grad_norm", "learning_rate", "images_per_second", "validation_loss"]
+
+
+def write_atomically(path, write):
+    """Call write(temporary path), then put the file in its place in one move: a crash leaves the old one or the new."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part{path.suffix}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written ({error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder, flag):
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} {folder} cannot be made or written ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{flag} {folder} cannot be written; name another place")
+
+
+class Run:
+    """runs/<lesson>/<time>/ with config.json, metrics.csv, loss.png, samples/ and checkpoints/."""
+
+    def __init__(self, lesson, config):
+        self.lesson = lesson
+        if config.resume:
+            self.state_file = find_state(config.resume)
+            self.folder = self.state_file.parent.parent
+        else:
+            self.state_file = None
+            self.folder = Path(config.out or f"runs/{lesson}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+            if config.out and (self.folder / "config.json").exists():
+                raise UserError(f"--out {self.folder} holds a run already; go on with --resume, or name another place")
+        for folder in (self.folder, self.folder / "samples", self.folder / "checkpoints"):
+            make_folder(folder, "--out")
+        self.info = {
+            "lesson": lesson,
+            "command": " ".join(["python", *map(shlex.quote, sys.argv)]),
+            "config": dataclasses.asdict(config),
+            "machine": describe_machine(),
+        }
+        self.writer = tensorboard_writer(self.folder)
+        print(f"run: {self.folder}")
+
+    def record(self, **facts):
+        """Add to config.json. Raises UserError if a resumed run finds another data set than it began with."""
+        old = read_json(self.folder / "config.json") if self.state_file else {}
+        if "data" in facts and old.get("data", facts["data"]) != facts["data"]:
+            raise UserError(f"{self.folder} was trained on {old['data']}, but now finds {facts['data']}; see --data-dir")
+        self.info |= facts
+        self.write_json("config.json", self.info)
+
+    def write_json(self, name, content):
+        write_atomically(self.folder / name, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+
+    # -- metrics ---------------------------------------------------------------------------------------------------
+
+    def open_metrics(self, step):
+        """Start metrics.csv, or go on behind row `step`."""
+        path = self.folder / "metrics.csv"
+        rows = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+        self.metrics = open(path, "w", newline="", buffering=1)  # noqa: SIM115 (open as long as the run)
+        self.rows = csv.DictWriter(self.metrics, COLUMNS)
+        self.rows.writeheader()
+        self.rows.writerows(rows)
+
+    def log(self, row):
+        self.rows.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        if self.writer:
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, row["step"])
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save(self, state, weights, metadata, best):
+        """Write the training state and the EMA weights of a step; keep the newest two and the best weights."""
+        folder, name = self.folder / "checkpoints", f"step_{state['step']:07d}"
+        facts = self.info | metadata | {"step": state["step"]}
+        write_atomically(folder / f"{name}.safetensors", lambda path: save_weights(path, weights, facts))
+        if best:
+            write_atomically(folder / "best.safetensors", lambda path: save_weights(path, weights, facts))
+        write_atomically(folder / f"{name}.pt", lambda path: torch.save(state, path))
+        self.state_file = folder / f"{name}.pt"
+        for old in sorted(folder.glob("step_*.pt"))[:-2]:
+            old.unlink()
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+    def load_state(self):
+        """What `save` wrote, or None for a run that starts."""
+        return load_state(self.state_file) if self.state_file else None
+
+
+def save_weights(path, weights, facts, half=False):
+    """Weights as safetensors; `facts` (lesson, network settings ...) become its metadata, as JSON."""
+    dtype = torch.float16 if half else torch.float32
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
+    save_file(tensors, path, {k: json.dumps(v) for k, v in facts.items()})
+
+
+def load_weights(checkpoint, lesson):
+    """Weights in float32 and their facts, from a file or from the newest checkpoint of a run's folder.
+
+    Raises UserError if there is nothing to load, if the file is broken, or if it belongs to another lesson.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        files = sorted((path / "checkpoints").glob("step_*.safetensors"))
+        if not files:
+            raise UserError(f"--checkpoint {path} is a folder without checkpoints/step_*.safetensors")
+        path = files[-1]
+    if not path.exists():
+        raise UserError(f"--checkpoint {path} is not there; name a .safetensors file or the folder of a run")
+    try:
+        with safe_open(path, "pt") as file:
+            facts = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise UserError(f"--checkpoint {path} is not a whole .safetensors file ({error})") from None
+    if facts.get("lesson") != lesson:
+        origin = facts.get("lesson", "no lesson of this series")
+        hint = f"; try python {origin}/sample.py" if "lesson" in facts else ""
+        raise UserError(f"--checkpoint {path} comes from {origin}, not from {lesson}{hint}")
+    return weights, facts
+
+
+def find_state(resume):
+    """The training state that `--resume` means: a .pt file, or the newest of a run's folder."""
+    path = Path(resume)
+    if path.is_dir():
+        files = sorted((path / "checkpoints").glob("step_*.pt"))
+        if not files:
+            raise UserError(f"--resume {path} is a folder without checkpoints/step_*.pt")
+        path = files[-1]
+    if path.suffix == ".safetensors":
+        path = path.with_suffix(".pt")  # the weights name their training state
+    if not path.is_file():
+        raise UserError(f"--resume {path} is not there; name the folder of a run or a .pt file in its checkpoints")
+    return path
+
+
+def load_state(path):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for broken files
+        raise UserError(f"--resume {path} is not a whole training state ({str(error).splitlines()[0]})") from None
+
+
+def saved_config(resume, config_type):
+    """The configuration of the run that is resumed, as a `config_type`."""
+    folder = find_state(resume).parent.parent
+    info = read_json(folder / "config.json")
+    if info["config"].keys() != {field.name for field in dataclasses.fields(config_type)}:
+        raise UserError(f"--resume {folder} is a run of {info['lesson']}; resume it with that lesson's script")
+    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in info["config"].items()} | {"out": None})
+
+
+def read_json(path):
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+
+
+def read_metrics(path):
+    """Rows of a metrics.csv as numbers; an empty cell is left out."""
+    with open(path, newline="") as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [row | {"step": int(row["step"])} for row in rows if "step" in row]
+
+
+def tensorboard_writer(folder):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder)
+
+
+def describe_machine():
+    """Hardware and versions, for the record."""
+    machine = {"python": platform.python_version(), "torch": torch.__version__, "cpu_threads": torch.get_num_threads()}
+    machine["processor"] = platform.processor() or platform.machine()
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine

@@ -1,0 +1,222 @@
+"""One training loop for every lesson. It knows nothing of diffusion: a network, a loss, batches, and a budget.
+
+All that is random in step i comes from (seed, i) alone, the order of the data too. So a run that is killed and resumed
+goes on exactly as if nothing had happened, and no generator's state need be saved.
+"""
+
+import copy
+import math
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from common.command import UserError, autocast, pick_device
+from common.pictures import save_loss_curve
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    dataset: str = "auto"  # auto (MNIST if it can be had, else drawn digits), mnist or drawn
+    data_dir: str | None = None  # folder that holds MNIST/raw; default $LESSONS_DATA, else a download to ./data
+    steps: int | None = None  # train so many steps; without --steps and --time-limit, the lesson's own budget
+    time_limit: float | None = None  # train so many minutes; the learning rate decays with the time used
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    ema_decay: float = 0.995  # of the averaged weights, reached after a warm-up
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, mps
+    checkpoint_every: int = 500  # steps
+    resume: str | None = None  # a run's folder or one of its checkpoints, to go on where it stopped
+    out: str | None = None  # the run's folder; default runs/<lesson>/<time>
+    dry_run: bool = False  # two steps of everything, to see that it works
+
+    default_steps: ClassVar[int] = 4000
+    default_minutes: ClassVar[float] = 10.0
+
+    def progress(self, step, minutes):
+        """The share of the budget that is used, 0 to 1. Two limits: whichever comes first."""
+        steps, limit = self.steps, self.time_limit
+        if steps is None and limit is None:
+            steps, limit = self.default_steps, self.default_minutes
+        if self.dry_run:
+            steps, limit = 2, None
+        return min(1.0, max(step / steps if steps else 0, minutes / limit if limit else 0))
+
+
+def learning_rate_factor(step, progress, warmup=100):
+    """Linear warm-up by steps, cosine decay by the share of the budget used."""
+    return min(1, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * progress))
+
+
+def batch_indices(step, num_examples, batch_size, seed):
+    """Which examples batch `step` holds: the data are shuffled anew for each pass, and no example is left out."""
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    indices = torch.empty_like(positions)
+    for epoch in (positions // num_examples).unique().tolist():
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        here = positions // num_examples == epoch
+        indices[here] = torch.randperm(num_examples, generator=generator)[positions[here] % num_examples]
+    return indices
+
+
+class EMA:
+    """An average of the weights over the last ~1 / (1 - decay) steps, fewer while the run is young."""
+
+    def __init__(self, network, decay):
+        self.network, self.decay = copy.deepcopy(network).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, network, step):
+        """Without the warm-up a short run would average in its random initial weights."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+        for average, buffer in zip(self.network.buffers(), network.buffers()):
+            average.copy_(buffer)
+
+
+class StopSignals:
+    """While open, the first Ctrl-C or SIGTERM is remembered, so that the step at work can finish; a second one ends all."""
+
+    def __enter__(self):
+        self.caught, self.old = None, {}
+        if threading.current_thread() is threading.main_thread():
+            self.old = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def catch(self, number, frame):
+        self.caught = number
+        self.__exit__()
+
+    def __exit__(self, *_):
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+
+def train(network, loss, data, config, run=None, validation=None, metadata=None, show=None):
+    """Train `network` within the budget of `config` and return its averaged weights as a network.
+
+    loss: (network, *batch) -> [N]. data: has len() and batch(indices) -> tuple of tensors. run: where everything is
+    written (None: nowhere). validation: a batch for the validation loss. metadata: the facts that weights are saved
+    with. show: called as show(averaged network, step) at every checkpoint.
+    Raises UserError, naming the last good checkpoint, when the loss or its gradient is not finite.
+    """
+    with torch.random.fork_rng():
+        return Trainer(network, loss, data, config, run, validation, metadata or {}, show).train()
+
+
+class Trainer:
+    def __init__(self, network, loss, data, config, run, validation, metadata, show):
+        self.loss, self.data, self.config, self.run = loss, data, config, run
+        self.validation, self.metadata, self.show = validation, metadata, show
+        self.device = pick_device(config.device)
+        self.network = network.to(self.device)
+        self.ema = EMA(self.network, config.ema_decay)
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), betas=(0.9, 0.99), fused=fused)
+        self.step, self.minutes, self.best = 0, 0.0, math.inf
+        if run:
+            self.restore(run.load_state())
+            run.open_metrics(self.step)
+
+    def train(self):
+        started = time.monotonic() - 60 * self.minutes
+        with StopSignals() as signals, tqdm(total=100, bar_format="{desc} |{bar:30}| {n:.0f}% {postfix}") as bar:
+            while (progress := self.config.progress(self.step, self.minutes)) < 1:
+                before = time.monotonic()
+                row = self.train_step(progress)
+                row["images_per_second"] = self.config.batch_size / (time.monotonic() - before)
+                self.minutes = row["minutes"] = (time.monotonic() - started) / 60
+                done = self.config.progress(self.step, self.minutes) == 1
+                due = done or signals.caught or self.step % self.config.checkpoint_every == 0
+                if due:
+                    row["validation_loss"] = self.validation_loss()
+                if self.run:
+                    self.run.log(row)
+                self.report(bar, row)
+                if due and self.run:
+                    self.checkpoint(row["validation_loss"], show=not signals.caught)
+                if signals.caught:
+                    self.stop(signals.caught)
+        return self.ema.network
+
+    def train_step(self, progress):
+        config, step = self.config, self.step
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        indices = batch_indices(step, len(self.data), config.batch_size, config.seed)
+        batch = [x.to(self.device) for x in self.data.batch(indices)]
+        self.network.train()
+        with autocast(self.device):
+            loss = self.loss(self.network, *batch).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
+            self.give_up(loss.item(), grad_norm.item())
+        lr = config.learning_rate * learning_rate_factor(step, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.ema.update(self.network, step)
+        self.step += 1
+        return {"step": self.step, "loss": loss.item(), "grad_norm": grad_norm.item(), "learning_rate": lr}
+
+    @torch.no_grad()
+    def validation_loss(self):
+        """Loss of the averaged weights; t and noise are drawn from the same seed every time."""
+        if self.validation is None:
+            return math.nan
+        torch.manual_seed(0)
+        with autocast(self.device):
+            return self.loss(self.ema.network, *[x.to(self.device) for x in self.validation]).mean().item()
+
+    def checkpoint(self, validation_loss, show):
+        best, self.best = validation_loss <= self.best, min(validation_loss, self.best)
+        facts = self.metadata | {"validation_loss": validation_loss, "minutes": self.minutes}
+        self.run.save(self.state(), self.ema.network.state_dict(), facts, best)
+        save_loss_curve(self.run.folder / "metrics.csv", self.run.folder / "loss.png")
+        if show and self.show:  # whoever stops a run does not wait for pictures
+            self.show(self.ema.network, self.step)
+
+    def state(self):
+        return {
+            "step": self.step,
+            "minutes": self.minutes,
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state):
+        if state is None:
+            return
+        self.step, self.minutes, self.best = state["step"], state["minutes"], state["best"]
+        self.network.load_state_dict(state["network"])
+        self.ema.network.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def report(self, bar, row):
+        progress = self.config.progress(self.step, self.minutes)
+        left = self.minutes * (1 - progress) / max(progress, 1e-9)
+        bar.set_description_str(f"step {self.step}", refresh=False)
+        text = f"loss {row['loss']:.4f}, {row['images_per_second']:.0f} images/s, {left:.1f} min left"
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(100 * progress - bar.n)
+
+    def give_up(self, loss, grad_norm):
+        message = f"step {self.step}: the loss is {loss}, its gradient's norm {grad_norm}"
+        saved = f"; the last good checkpoint is {self.run.state_file}" if self.run and self.run.state_file else ""
+        raise UserError(f"{message}{saved}; try a smaller --learning-rate")
+
+    def stop(self, number):
+        if not self.run:
+            raise KeyboardInterrupt
+        print(f"\nstopped and saved at step {self.step}; to go on: python {sys.argv[0]} --resume {self.run.folder}")
+        sys.exit(128 + number)

@@ -1,0 +1,170 @@
+"""The DDPM UNet: sees a noisy image and the timestep, guesses the noise (Ho et al. 2020, appendix B)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The network's settings, saved in every checkpoint."""
+
+    image_size: int = 32
+    in_channels: int = 1
+    out_channels: int = 1
+    num_channels: int = 32
+    channel_mult: tuple[float, ...] = (1, 2, 2, 2)  # of num_channels, at full, half, quarter ... resolution
+    num_res_blocks: int = 1  # at each resolution on the way down; one more on the way up
+    attention_resolutions: tuple[int, ...] = (8,)  # in pixels
+    groups: int = 8  # of GroupNorm
+
+    @property
+    def emb_channels(self):
+        return 4 * self.num_channels
+
+
+def timestep_embedding(t, width):
+    """[cos, sin] of t at geometrically spaced frequencies from 1 to 1/10000 (Vaswani et al. 2017, section 3.5).
+
+    t: [N] -> float [N, width]. width must be even.
+    """
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=t.device) / (width // 2))
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+def zero(module):
+    """Set a layer's parameters to zero: its branch then starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def conv(c_in, c_out, stride=1):
+    return nn.Conv2d(c_in, c_out, 3, stride, padding=1)
+
+
+def time_mlp(width):
+    """The timestep's embedding, made fit for use: [N, width] -> [N, 4 width]."""
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the timestep's embedding between, and a skip. [N, c_in, H, W] -> [N, c_out, H, W]."""
+
+    def __init__(self, c_in, c_out, config):
+        super().__init__()
+        self.norm_1, self.conv_1 = nn.GroupNorm(config.groups, c_in), conv(c_in, c_out)
+        self.emb = nn.Linear(config.emb_channels, c_out)
+        self.norm_2, self.conv_2 = nn.GroupNorm(config.groups, c_out), zero(conv(c_out, c_out))
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x, emb, context):
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = h + self.emb(F.silu(emb))[:, :, None, None]
+        h = self.conv_2(F.silu(self.norm_2(h)))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Every pixel looks at every pixel: one head of self-attention, and a skip."""
+
+    def __init__(self, channels, config):
+        super().__init__()
+        self.norm = nn.GroupNorm(config.groups, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj = zero(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x, emb, context):
+        pixels = rearrange(self.norm(x), "n c h w -> n c (h w)")
+        q, k, v = rearrange(self.qkv(pixels), "n (three c) pixels -> three n pixels c", three=3)
+        attended = rearrange(F.scaled_dot_product_attention(q, k, v), "n pixels c -> n c pixels")
+        return x + self.proj(attended).view_as(x)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels, config):
+        super().__init__()
+        self.conv = conv(channels, channels, stride=2)
+
+    def forward(self, x, emb, context):
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels, config):
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, x, emb, context):
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Layers(nn.ModuleList):
+    """Layers in a row. Each is called as layer(x, emb, context) and takes of these what it needs."""
+
+    def forward(self, x, emb, context):
+        for layer in self:
+            x = layer(x, emb, context)
+        return x
+
+
+class UNet(nn.Module):
+    """(x_t [N, C, H, W], t [N]) -> [N, out_channels, H, W].
+
+    The way down halves the resolution level by level and keeps what it computes on a stack; the way up doubles it
+    again and joins the kept layers on. What the levels are built of can be replaced: a part is made by
+    `res_block(c_in, c_out, config)`, `attention(channels, config)`, `downsample(...)` and `upsample(...)`.
+    Later lessons give an `embedding` [N, emb_channels] to add to the timestep's, and a `context` that only the
+    attention looks at.
+    """
+
+    def __init__(self, config, res_block=ResBlock, attention=Attention, downsample=Downsample, upsample=Upsample):
+        super().__init__()
+        self.config = config
+        levels = [int(mult * config.num_channels) for mult in config.channel_mult]
+        attends = [config.image_size // 2**level in config.attention_resolutions for level in range(len(levels))]
+
+        def block(c_in, c_out, with_attention):
+            layers = Layers([res_block(c_in, c_out, config)])
+            if with_attention:
+                layers.append(attention(c_out, config))
+            return layers
+
+        self.time_mlp = time_mlp(config.num_channels)
+        self.first = conv(config.in_channels, levels[0])
+
+        self.down, c, stack = nn.ModuleList(), levels[0], [levels[0]]
+        for level, channels in enumerate(levels):
+            for _ in range(config.num_res_blocks):
+                self.down.append(block(c, channels, attends[level]))
+                stack.append(c := channels)
+            if level < len(levels) - 1:
+                self.down.append(Layers([downsample(c, config)]))
+                stack.append(c)
+
+        self.middle = Layers([res_block(c, c, config), attention(c, config), res_block(c, c, config)])
+
+        self.up = nn.ModuleList()
+        for level, channels in reversed(list(enumerate(levels))):
+            for _ in range(config.num_res_blocks + 1):
+                self.up.append(block(c + stack.pop(), c := channels, attends[level]))
+            if level > 0:
+                self.up[-1].append(upsample(c, config))
+
+        self.last = nn.Sequential(nn.GroupNorm(config.groups, c), nn.SiLU(), zero(conv(c, config.out_channels)))
+
+    def forward(self, x_t, t, embedding=0, context=None):
+        emb = self.time_mlp(timestep_embedding(t, self.config.num_channels)) + embedding
+        h = self.first(x_t)
+        stack = [h]
+        for layers in self.down:
+            stack.append(h := layers(h, emb, context))
+        h = self.middle(h, emb, context)
+        for layers in self.up:
+            h = layers(torch.cat([h, stack.pop()], 1), emb, context)
+        return self.last(h)

@@ -1,0 +1,74 @@
+"""The text transformer: reads a caption once, gives the UNet one vector for the whole and one for each token.
+
+GLIDE's (Nichol et al. 2022, section 2.1 and the published code): pre-LayerNorm, no mask of any kind, a padding
+embedding for each position in place of what a causal mask or an attention mask would do.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from lesson_03_adm.adm_unet import split_heads
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    vocab_size: int
+    context: int = 16  # tokens
+    width: int = 64
+    layers: int = 3
+    heads: int = 4
+
+
+class Text(NamedTuple):
+    """An encoded caption, all that the UNet needs of it."""
+
+    embedding: torch.Tensor  # [N, emb_channels], added to the timestep's
+    states: torch.Tensor  # [N, width, context], for the attention layers
+
+
+class TransformerBlock(nn.Module):
+    """Attention among the tokens, then an MLP for each; both pre-LayerNorm with a skip. [N, context, width]."""
+
+    def __init__(self, config):
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc_1, self.fc_2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        qkv = rearrange(self.qkv(self.ln_1(x)), "n places c -> n c places")
+        attended = F.scaled_dot_product_attention(*split_heads(qkv, self.heads, 3))
+        x = x + self.proj(rearrange(attended, "n heads places d -> n places (heads d)"))
+        return x + self.fc_2(F.gelu(self.fc_1(self.ln_2(x))))
+
+
+class TextTransformer(nn.Module):
+    """tokens int64 [N, context], mask bool [N, context] -> Text."""
+
+    def __init__(self, config, emb_channels):
+        super().__init__()
+        if config.width % config.heads:
+            raise ValueError(f"width {config.width} cannot be cut into {config.heads} heads")
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context, config.width))
+        self.padding_embedding = nn.Parameter(torch.empty(config.context, config.width))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers))
+        self.final_ln = nn.LayerNorm(config.width)
+        self.proj = nn.Linear(config.width, emb_channels)
+        for table in (self.token_embedding.weight, self.positional_embedding, self.padding_embedding):
+            nn.init.normal_(table, std=0.1)
+
+    def forward(self, tokens, mask):
+        x = self.token_embedding(tokens) + self.positional_embedding
+        x = torch.where(mask[..., None], x, self.padding_embedding)  # padding replaces token and position
+        for block in self.blocks:
+            x = block(x)
+        x = self.final_ln(x)
+        # The last position, in a short caption a padding one, has looked at all the others: it stands for the whole.
+        return Text(self.proj(x[:, -1]), rearrange(x, "n places c -> n c places"))
