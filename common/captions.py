@@ -1,7 +1,7 @@
 """Captioned MNIST: a coloured digit on black and a caption that names the digit, with or without the colour.
 
-Ten digit-colour pairs are held out: no training picture shows them. Whether a model draws them nevertheless tells
-whether it composes digit and colour, or remembers pairs.
+Ten digit-colour pairs are held out: no training picture shows them. Whether a model draws them nevertheless
+tells whether it composes digit and colour, or remembers pairs.
 """
 
 import torch
@@ -19,10 +19,17 @@ PALETTE = {
 }
 COLOURS = list(PALETTE)
 # The colour that each digit, zero to nine, never has in training.
-HELD_OUT = dict(enumerate("green orange purple blue red yellow white green orange blue".split()))
+HELD_OUT = dict(
+    enumerate(["green", "orange", "purple", "blue", "red", "yellow", "white", "green", "orange", "blue"])
+)
 NO_COLOUR = len(COLOURS)  # the index that stands for "the caption names no colour"
 
-WITH_COLOUR = ["a {colour} {digit}", "the digit {digit} in {colour}", "a {digit} in {colour}", "the {colour} digit {digit}"]
+WITH_COLOUR = [
+    "a {colour} {digit}",
+    "the digit {digit} in {colour}",
+    "a {digit} in {colour}",
+    "the {colour} digit {digit}",
+]
 WITHOUT_COLOUR = ["a {digit}", "the digit {digit}"]
 
 
@@ -35,7 +42,9 @@ def captions_of(digit, colour):
 
 
 # every caption there is, in the order of caption_index
-CAPTIONS = [text for digit in range(10) for colour in range(NO_COLOUR + 1) for text in captions_of(digit, colour)]
+CAPTIONS = [
+    text for digit in range(10) for colour in range(NO_COLOUR + 1) for text in captions_of(digit, colour)
+]
 VARIANTS = 8
 
 

@@ -1,8 +1,9 @@
 """The judge: a small classifier of MNIST digits, whose features measure every generator of these lessons.
 
-`python -m common.classifier` trains it (about six minutes on two CPU cores), measures it on the test set and writes
-common/pretrained/. It was fixed before any generator was tuned; training it anew changes every number in the lessons.
-`--dataset drawn` trains on drawn digits alone, prints how well that reads real MNIST, and writes nothing.
+`python -m common.classifier` trains it (about six minutes on two CPU cores), measures it on the test set and
+writes common/pretrained/. It was fixed before any generator was tuned; training it anew changes every number
+in the lessons. `--dataset drawn` trains on drawn digits alone, prints how well that reads real MNIST, and
+writes nothing.
 """
 
 import json
@@ -74,7 +75,9 @@ class ClassifierConfig:
     """Train the classifier that measures all lessons."""
 
     dataset: str = "mnist"  # mnist (writes common/pretrained) or drawn (prints only)
-    data_dir: str | None = None  # folder that holds MNIST/raw; default $LESSONS_DATA, else a download to ./data
+    data_dir: str | None = (
+        None  # folder that holds MNIST/raw; default $LESSONS_DATA, else a download to ./data
+    )
     epochs: int = 14
     batch_size: int = 128
     seed: int = 0
@@ -82,7 +85,10 @@ class ClassifierConfig:
 
 def main(config):
     torch.manual_seed(config.seed)
-    train, test = load_digits(config.dataset, config.data_dir), load_digits("mnist", config.data_dir, train=False)
+    train, test = (
+        load_digits(config.dataset, config.data_dir),
+        load_digits("mnist", config.data_dir, train=False),
+    )
     classifier = fit(train, config)
     features, probabilities = classifier.read(test.images)
     accuracy = (probabilities.argmax(-1) == test.labels).float().mean().item()
@@ -118,7 +124,7 @@ def save(classifier, train, test, test_features, accuracy, config):
     half = {k: v.half() if v.is_floating_point() else v for k, v in classifier.state_dict().items()}
     save_file(half, PRETRAINED / "classifier.safetensors", metadata)
     judge.cache_clear()
-    features, probabilities = judge().read(train.images)  # as the shipped weights, rounded to half, see it
+    features = judge().read(train.images)[0]  # as the shipped weights, rounded to half, see it
     test_features, test_probabilities = judge().read(test.images)
     features = features.double()
     save_file(

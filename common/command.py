@@ -14,7 +14,8 @@ class UserError(Exception):
 def run_command(main, config_type, saved_config=None, argv=None):
     """Parse `argv` into `config_type` and call `main(config)`. A UserError ends in one line and exit code 2.
 
-    saved_config: (resume, config_type) -> config. With `--resume`, flags that are not given keep the values it returns.
+    saved_config: (resume, config_type) -> config. With `--resume`, flags that are not given keep the values
+    it returns.
     """
     try:
         config = tyro.cli(config_type, args=argv)
@@ -30,7 +31,15 @@ def run_command(main, config_type, saved_config=None, argv=None):
 
 
 # Flags that count something, or measure a time or a rate; None stands for "not given".
-POSITIVE = {"steps", "time_limit", "batch_size", "learning_rate", "num_samples", "sample_steps", "checkpoint_every"}
+POSITIVE = {
+    "steps",
+    "time_limit",
+    "batch_size",
+    "learning_rate",
+    "num_samples",
+    "sample_steps",
+    "checkpoint_every",
+}
 
 
 def check_ranges(config):
@@ -58,7 +67,9 @@ def pick_device(name="auto"):
 
 
 def autocast(device):
-    """Arithmetic in bf16 where the hardware has it (recent NVIDIA GPUs, CPUs with AVX512-BF16 or AMX), else fp32."""
+    """Arithmetic in bf16 where the hardware has it (recent NVIDIA GPUs, CPUs with AVX512-BF16 or AMX), else
+    fp32.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)

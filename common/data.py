@@ -1,14 +1,14 @@
 """Digits in memory: MNIST where it can be had, drawn digits where it cannot.
 
-Images are float [N, 1, 32, 32] in [-1, 1] (28 x 28 with a border of 2); files and pictures are uint8 in [0, 255].
-`to_float` and `to_uint8` are the only places where one becomes the other.
+Images are float [N, 1, 32, 32] in [-1, 1] (28 x 28 with a border of 2); files and pictures are uint8 in [0,
+255]. `to_float` and `to_uint8` are the only places where one becomes the other.
 """
 
 import contextlib
 import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,17 @@ from common.drawn import draw_digits
 IMAGE_SIZE = 32
 
 
-class Digits(NamedTuple):
+@dataclass(frozen=True)
+class Digits:
     name: str  # "mnist" or "drawn"
     images: torch.Tensor  # float [N, 1, 32, 32] in [-1, 1]
     labels: torch.Tensor  # int64 [N]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def batch(self, indices):
+        return self.images[indices], self.labels[indices]
 
 
 def to_float(images):
@@ -39,11 +46,14 @@ def to_uint8(images):
 def check_range(x_0):
     """Refuse a batch that is plainly in [0, 1] or [0, 255]: the noise schedule is made for [-1, 1].
 
-    Raises ValueError. A batch without one dark pixel, or with values beyond 1, is no batch of pictures in [-1, 1].
+    Raises ValueError. A batch without one dark pixel, or with values beyond 1, is no batch of pictures in
+    [-1, 1].
     """
     low, high = x_0.min().item(), x_0.max().item()
     if high > 1.01 or low < -1.01 or low >= 0:
-        raise ValueError(f"x_0 runs from {low:.2f} to {high:.2f}; images must be scaled to [-1, 1] (common.data.to_float)")
+        raise ValueError(
+            f"x_0 runs from {low:.2f} to {high:.2f}; images must be scaled to [-1, 1] (common.data.to_float)"
+        )
 
 
 def load_digits(dataset="auto", data_dir=None, train=True):
@@ -75,8 +85,8 @@ def find_mnist(data_dir, train):
             except (RuntimeError, OSError, ValueError):
                 raw = Path(folder) / "MNIST" / "raw"
                 raise UserError(
-                    f"{source} {folder} holds no MNIST (looked for {raw}/train-images-idx3-ubyte and its three "
-                    "companions); name the folder above MNIST, or leave it out to download"
+                    f"{source} {folder} holds no MNIST (looked for {raw}/train-images-idx3-ubyte and three "
+                    "more); name the folder above MNIST, or leave it out to download"
                 ) from None
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -1,7 +1,7 @@
 """How good are the samples? Every number comes with its n and with what real images get at that n.
 
-All features are those of the shipped judge (common.classifier). Coloured images are judged by their brightest channel,
-which for a cleanly coloured digit is the gray digit; the colour is measured apart, from the pixels.
+All features are those of the shipped judge (common.classifier). Coloured images are judged by their brightest
+channel, which for a cleanly coloured digit is the gray digit; the colour is measured apart, from the pixels.
 """
 
 import warnings
@@ -14,6 +14,7 @@ from torchmetrics.image import FrechetInceptionDistance, KernelInceptionDistance
 
 from common.captions import PALETTE, held_out_mask
 from common.classifier import NUM_FEATURES, PRETRAINED, judge
+from common.pictures import save_grid
 
 
 class Reference(NamedTuple):
@@ -34,7 +35,9 @@ def mnist_reference():
         get, num = file.get_tensor, int(file.metadata()["num_train"])
         features, labels = get("test_features").float(), get("test_labels").long()
         confidence = get("test_confidence").float()
-        return Reference("mnist", num, get("train_mean"), get("train_covariance"), features, labels, confidence)
+        return Reference(
+            "mnist", num, get("train_mean"), get("train_covariance"), features, labels, confidence
+        )
 
 
 def reference_of(digits, held_back=2000):
@@ -46,6 +49,11 @@ def reference_of(digits, held_back=2000):
     return Reference(digits.name, len(seen), seen.mean(0), seen.T.cov(), other, labels, confidence)
 
 
+def reference_for(digits):
+    """What samples of a model trained on `digits` are compared with."""
+    return mnist_reference() if digits.name == "mnist" else reference_of(digits)
+
+
 def as_features():
     """A feature extractor for torchmetrics that is handed features."""
     extractor = nn.Identity()
@@ -54,7 +62,7 @@ def as_features():
 
 
 def fid(features, reference):
-    """Fréchet distance (Heusel et al. 2017) of features [N, 64], N >= 2, to the reference's training images."""
+    """Fréchet distance (Heusel et al. 2017) of features [N >= 2, 64] to the reference's training images."""
     metric = FrechetInceptionDistance(feature=as_features())
     metric.real_features_num_samples += reference.num
     metric.real_features_sum += reference.mean * reference.num
@@ -82,7 +90,8 @@ def real_sample(reference, n):
 
 
 def diversity(features, groups, reference):
-    """Feature variance within a group (a caption's samples), as a share of real digits' variance within a class.
+    """Feature variance within a group (a caption's samples), as a share of real digits' variance within a
+    class.
 
     groups: [N]; groups of one sample say nothing and are left out. NaN if all are. 1 is as varied as real.
     """
@@ -97,7 +106,8 @@ def brightness(images):
 
 
 def read_colours(images):
-    """The palette index of each RGB image [N, 3, H, W] in [-1, 1], from its pixels; -1 where it has no one colour.
+    """The palette index of each RGB image [N, 3, H, W] in [-1, 1], from its pixels; -1 where it has no one
+    colour.
 
     Each pixel brighter than half votes for the palette colour nearest to its own at full brightness. A colour
     is read where it has three quarters of the votes.
@@ -114,14 +124,20 @@ def read_colours(images):
 
 
 def evaluate(images, reference, digits=None, colours=None):
-    """All numbers for samples [N, 1 or 3, 32, 32] in [-1, 1]; with the digits and colours asked for, the accuracies too."""
+    """All numbers for samples [N, 1 or 3, 32, 32] in [-1, 1]; with the digits and colours asked for, the
+    accuracies too.
+    """
     images = images.float().cpu()
     features, probabilities = judge().read(brightness(images))
     n = len(images)
     real = real_sample(reference, min(n, len(reference.features)))
     result = {"n": n, "reference": reference.name}
     if n >= 2:
-        result |= {"fid": fid(features, reference), "fid_floor": fid(real, reference), "kid": kid(features, reference)}
+        result |= {
+            "fid": fid(features, reference),
+            "fid_floor": fid(real, reference),
+            "kid": kid(features, reference),
+        }
     result["confident"] = (probabilities.amax(-1) > 0.9).float().mean().item()
     result["confident_real"] = (reference.confidence > 0.9).float().mean().item()
     read = probabilities.argmax(-1)
@@ -140,3 +156,20 @@ def evaluate(images, reference, digits=None, colours=None):
     result["held_out_both_accuracy"] = (right & colour_right)[held_out].float().mean().item()
     result["diversity"] = diversity(features, digits * len(PALETTE) + colours, reference)
     return result
+
+
+def report(run, samples, reference, picture, digits=None, colours=None, **labels):
+    """End a run: measure the samples into metrics.json, save the picture's images as samples.png, say where
+    they are.
+    """
+    measured = evaluate(samples, reference, digits, colours)
+    run.write_json(
+        "metrics.json", {"command": run.info["command"], **measured, "machine": run.info["machine"]}
+    )
+    save_grid(run.folder / "samples.png", picture, **labels)
+    print(in_words(measured))
+    print(f"look at {run.folder / 'samples.png'}; numbers in metrics.json beside it\nrun: {run.folder}")
+
+
+def in_words(measured):
+    return "  ".join(f"{k} {v:.3g}" for k, v in measured.items() if isinstance(v, int | float))

@@ -24,7 +24,9 @@ def to_rgb(images):
 def label_grid(images, columns, row_labels=None, column_labels=None, title=None, scale=2.0):
     """A matplotlib figure of images in rows of `columns`, with a label for each row and column if given."""
     rows = -(-len(images) // columns)
-    picture = make_grid(to_uint8(images.cpu()).float() / 255, columns, padding=2, pad_value=0.25).permute(1, 2, 0)
+    picture = make_grid(to_uint8(images.cpu()).float() / 255, columns, padding=2, pad_value=0.25).permute(
+        1, 2, 0
+    )
     side = images.shape[-1] + 2
     left = max((len(str(label)) for label in row_labels or [""]), default=0) * 0.075 + 0.1
     top = 0.1 + 0.25 * bool(column_labels) + 0.25 * bool(title)
@@ -48,7 +50,9 @@ def save_grid(path, images, columns=8, **labels):
 
 
 def trajectory_strip(steps, columns=8):
-    """x_t above the predicted x_0, at `columns` moments of a list of sampler steps (the first sample of the batch)."""
+    """x_t above the predicted x_0, at `columns` moments of a list of sampler steps (the first sample of the
+    batch).
+    """
     chosen = [steps[i] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps))).round().astype(int)]
     images = torch.cat([torch.stack([s.x_t[0] for s in chosen]), torch.stack([s.x_0[0] for s in chosen])])
     names = [f"t = {s.t}" for s in chosen]
@@ -56,10 +60,14 @@ def trajectory_strip(steps, columns=8):
 
 
 def frames_of(steps, columns=None, count=40):
-    """Frames of sampling, as grids: at most `count` of the steps' x_t, and the finished samples for a while."""
-    chosen = [steps[i].x_t for i in np.linspace(0, len(steps) - 1, min(count, len(steps))).round().astype(int)]
+    """Frames of sampling, as grids: at most `count` of the steps' x_t, then the finished samples."""
+    chosen = [
+        steps[i].x_t for i in np.linspace(0, len(steps) - 1, min(count, len(steps))).round().astype(int)
+    ]
     columns = columns or int(np.ceil(len(steps[-1].x_prev) ** 0.5))
-    grids = [make_grid(to_uint8(x.cpu()), columns, padding=1)[None] for x in [*chosen, *[steps[-1].x_prev] * 15]]
+    grids = [
+        make_grid(to_uint8(x.cpu()), columns, padding=1)[None] for x in [*chosen, *[steps[-1].x_prev] * 15]
+    ]
     return [to_rgb(grid.float() / 127.5 - 1)[0] for grid in grids]
 
 
@@ -80,9 +88,13 @@ def save_loss_curve(metrics_csv, path):
     axes = figure.subplots()
     axes.semilogy(steps, losses, color="tab:blue", alpha=0.2, linewidth=0.5)
     axes.semilogy(steps[window - 1 :], smooth, color="tab:blue", label=f"training, mean of {window} steps")
-    measured = [(r["step"], r["validation_loss"]) for r in rows if np.isfinite(r.get("validation_loss", np.nan))]
+    measured = [
+        (r["step"], r["validation_loss"]) for r in rows if np.isfinite(r.get("validation_loss", np.nan))
+    ]
     if measured:
-        axes.semilogy(*zip(*measured), "o-", color="tab:orange", markersize=3, label="validation, averaged weights")
+        axes.semilogy(
+            *zip(*measured), "o-", color="tab:orange", markersize=3, label="validation, averaged weights"
+        )
     rate = axes.twinx()
     rate.plot(steps, [r["learning_rate"] for r in rows], color="gray", linewidth=0.8, linestyle=":")
     rate.set_ylabel("learning rate (dotted)")

@@ -1,4 +1,6 @@
-"""A run is a folder: its configuration, its metrics, its pictures, and checkpoints that are either whole or not there."""
+"""A run is a folder: its configuration, its metrics, its pictures, and checkpoints that are either whole or
+not there.
+"""
 
 import csv
 import dataclasses
@@ -21,7 +23,9 @@ COLUMNS = ["step", "minutes", "loss", "grad_norm", "learning_rate", "images_per_
 
 
 def write_atomically(path, write):
-    """Call write(temporary path), then put the file in its place in one move: a crash leaves the old one or the new."""
+    """Call write(temporary path), then put the file in its place in one move: a crash leaves the old one or
+    the new.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part{path.suffix}")
     try:
@@ -56,7 +60,9 @@ class Run:
             self.state_file = None
             self.folder = Path(config.out or f"runs/{lesson}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
             if config.out and (self.folder / "config.json").exists():
-                raise UserError(f"--out {self.folder} holds a run already; go on with --resume, or name another place")
+                raise UserError(
+                    f"--out {self.folder} holds a run already; go on with --resume, or name another place"
+                )
         for folder in (self.folder, self.folder / "samples", self.folder / "checkpoints"):
             make_folder(folder, "--out")
         self.info = {
@@ -72,14 +78,16 @@ class Run:
         """Add to config.json. Raises UserError if a resumed run finds another data set than it began with."""
         old = read_json(self.folder / "config.json") if self.state_file else {}
         if "data" in facts and old.get("data", facts["data"]) != facts["data"]:
-            raise UserError(f"{self.folder} was trained on {old['data']}, but now finds {facts['data']}; see --data-dir")
+            raise UserError(f"{self.folder} was trained on {old['data']} digits, now finds {facts['data']}")
         self.info |= facts
         self.write_json("config.json", self.info)
 
     def write_json(self, name, content):
-        write_atomically(self.folder / name, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+        write_atomically(
+            self.folder / name, lambda path: path.write_text(json.dumps(content, indent=1) + "\n")
+        )
 
-    # -- metrics ---------------------------------------------------------------------------------------------------
+    # -- metrics ---------------------------------------------------------------------------------------------
 
     def open_metrics(self, step):
         """Start metrics.csv, or go on behind row `step`."""
@@ -96,10 +104,10 @@ class Run:
             for name, value in row.items():
                 self.writer.add_scalar(name, value, row["step"])
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------
+    # -- checkpoints -----------------------------------------------------------------------------------------
 
     def save(self, state, weights, metadata, best):
-        """Write the training state and the EMA weights of a step; keep the newest two and the best weights."""
+        """Write a step's training state and EMA weights; keep the newest two, and the best weights."""
         folder, name = self.folder / "checkpoints", f"step_{state['step']:07d}"
         facts = self.info | metadata | {"step": state["step"]}
         write_atomically(folder / f"{name}.safetensors", lambda path: save_weights(path, weights, facts))
@@ -160,7 +168,9 @@ def find_state(resume):
     if path.suffix == ".safetensors":
         path = path.with_suffix(".pt")  # the weights name their training state
     if not path.is_file():
-        raise UserError(f"--resume {path} is not there; name the folder of a run or a .pt file in its checkpoints")
+        raise UserError(
+            f"--resume {path} is not there; name the folder of a run or a .pt file in its checkpoints"
+        )
     return path
 
 
@@ -168,7 +178,9 @@ def load_state(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for broken files
-        raise UserError(f"--resume {path} is not a whole training state ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"--resume {path} is not a whole training state ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def saved_config(resume, config_type):
@@ -176,8 +188,15 @@ def saved_config(resume, config_type):
     folder = find_state(resume).parent.parent
     info = read_json(folder / "config.json")
     if info["config"].keys() != {field.name for field in dataclasses.fields(config_type)}:
-        raise UserError(f"--resume {folder} is a run of {info['lesson']}; resume it with that lesson's script")
-    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in info["config"].items()} | {"out": None})
+        raise UserError(
+            f"--resume {folder} is a run of {info['lesson']}; resume it with that lesson's script"
+        )
+    return as_config(config_type, info["config"] | {"out": None})
+
+
+def as_config(config_type, values):
+    """A configuration dataclass from what JSON made of it."""
+    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def read_json(path):
@@ -204,7 +223,11 @@ def tensorboard_writer(folder):
 
 def describe_machine():
     """Hardware and versions, for the record."""
-    machine = {"python": platform.python_version(), "torch": torch.__version__, "cpu_threads": torch.get_num_threads()}
+    machine = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu_threads": torch.get_num_threads(),
+    }
     machine["processor"] = platform.processor() or platform.machine()
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()

@@ -1,7 +1,8 @@
-"""One training loop for every lesson. It knows nothing of diffusion: a network, a loss, batches, and a budget.
+"""One training loop for every lesson. It knows nothing of diffusion: a network, a loss, batches, and a
+budget.
 
-All that is random in step i comes from (seed, i) alone, the order of the data too. So a run that is killed and resumed
-goes on exactly as if nothing had happened, and no generator's state need be saved.
+All that is random in step i comes from (seed, i) alone, the order of the data too. So a run that is killed
+and resumed goes on exactly as if nothing had happened, and no generator's state need be saved.
 """
 
 import copy
@@ -24,7 +25,9 @@ from common.pictures import save_loss_curve
 @dataclass(frozen=True)
 class TrainConfig:
     dataset: str = "auto"  # auto (MNIST if it can be had, else drawn digits), mnist or drawn
-    data_dir: str | None = None  # folder that holds MNIST/raw; default $LESSONS_DATA, else a download to ./data
+    data_dir: str | None = (
+        None  # folder that holds MNIST/raw; default $LESSONS_DATA, else a download to ./data
+    )
     steps: int | None = None  # train so many steps; without --steps and --time-limit, the lesson's own budget
     time_limit: float | None = None  # train so many minutes; the learning rate decays with the time used
     batch_size: int = 64
@@ -56,7 +59,9 @@ def learning_rate_factor(step, progress, warmup=100):
 
 
 def batch_indices(step, num_examples, batch_size, seed):
-    """Which examples batch `step` holds: the data are shuffled anew for each pass, and no example is left out."""
+    """Which examples batch `step` holds: the data are shuffled anew for each pass, and no example is left
+    out.
+    """
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     indices = torch.empty_like(positions)
     for epoch in (positions // num_examples).unique().tolist():
@@ -82,7 +87,9 @@ class EMA:
 
 
 class StopSignals:
-    """While open, the first Ctrl-C or SIGTERM is remembered, so that the step at work can finish; a second one ends all."""
+    """While open, the first Ctrl-C or SIGTERM is remembered, so that the step at work can finish; a second
+    one ends all.
+    """
 
     def __enter__(self):
         self.caught, self.old = None, {}
@@ -102,10 +109,10 @@ class StopSignals:
 def train(network, loss, data, config, run=None, validation=None, metadata=None, show=None):
     """Train `network` within the budget of `config` and return its averaged weights as a network.
 
-    loss: (network, *batch) -> [N]. data: has len() and batch(indices) -> tuple of tensors. run: where everything is
-    written (None: nowhere). validation: a batch for the validation loss. metadata: the facts that weights are saved
-    with. show: called as show(averaged network, step) at every checkpoint.
-    Raises UserError, naming the last good checkpoint, when the loss or its gradient is not finite.
+    loss: (network, *batch) -> [N]. data: has len() and batch(indices) -> tuple of tensors. run: where
+    everything is written (None: nowhere). validation: a batch for the validation loss. metadata: the facts
+    that weights are saved with. show: called as show(averaged network, step) at every checkpoint. Raises
+    UserError, naming the last good checkpoint, when the loss or its gradient is not finite.
     """
     with torch.random.fork_rng():
         return Trainer(network, loss, data, config, run, validation, metadata or {}, show).train()
@@ -127,7 +134,10 @@ class Trainer:
 
     def train(self):
         started = time.monotonic() - 60 * self.minutes
-        with StopSignals() as signals, tqdm(total=100, bar_format="{desc} |{bar:30}| {n:.0f}% {postfix}") as bar:
+        with (
+            StopSignals() as signals,
+            tqdm(total=100, bar_format="{desc} |{bar:30}| {n:.0f}% {postfix}") as bar,
+        ):
             while (progress := self.config.progress(self.step, self.minutes)) < 1:
                 before = time.monotonic()
                 row = self.train_step(progress)
@@ -212,11 +222,14 @@ class Trainer:
 
     def give_up(self, loss, grad_norm):
         message = f"step {self.step}: the loss is {loss}, its gradient's norm {grad_norm}"
-        saved = f"; the last good checkpoint is {self.run.state_file}" if self.run and self.run.state_file else ""
+        saved = (
+            f"; the last good checkpoint is {self.run.state_file}" if self.run and self.run.state_file else ""
+        )
         raise UserError(f"{message}{saved}; try a smaller --learning-rate")
 
     def stop(self, number):
         if not self.run:
             raise KeyboardInterrupt
-        print(f"\nstopped and saved at step {self.step}; to go on: python {sys.argv[0]} --resume {self.run.folder}")
+        command = f"python {sys.argv[0]} --resume {self.run.folder}"
+        print(f"\nstopped and saved at step {self.step}; to go on: {command}")
         sys.exit(128 + number)

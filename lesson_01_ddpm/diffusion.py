@@ -3,7 +3,8 @@
 Everything of Ho et al. 2020 ("DDPM") that is not the network. Two conventions hold in all lessons:
 
 - t counts from 0: t = 0 is one noising step, t = T - 1 is nearly pure noise (the paper's t is ours + 1).
-- A *denoiser* is any function `denoiser(x_t, t) -> output`, whose first C channels are eps_hat, the guess of the
+- A *denoiser* is any function `denoiser(x_t, t) -> output`, whose first C channels are eps_hat, the guess of
+the
   noise in x_t [N, C, H, W]. Whatever it is conditioned on is bound beforehand.
 """
 
@@ -15,9 +16,13 @@ from common.data import check_range
 
 
 def linear_betas(num_timesteps):
-    """Ho et al. 2020, section 4: from 1e-4 to 0.02 at T = 1000; for another T scaled by 1000 / T. Needs T > 20."""
+    """Ho et al. 2020, section 4: from 1e-4 to 0.02 at T = 1000; for another T scaled by 1000 / T. Needs T >
+    20.
+    """
     if num_timesteps <= 20:
-        raise ValueError(f"a linear schedule of {num_timesteps} timesteps would have betas of 1 and more; take over 20")
+        raise ValueError(
+            f"a linear schedule of {num_timesteps} timesteps would have betas of 1 and more; take over 20"
+        )
     return torch.linspace(0.1 / num_timesteps, 20 / num_timesteps, num_timesteps, dtype=torch.float64)
 
 
@@ -43,10 +48,11 @@ def clip(x_0):
 
 
 class GaussianDiffusion:
-    """q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I) and what follows from it. Tables are float64 [T].
+    """q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I) and what follows from it. Tables are float64
+    [T].
 
-    timesteps: the number of each step in the process that the network was trained on, which is what a network is
-    told. It is 0 .. T-1 except in a diffusion made by `keep`.
+    timesteps: the number of each step in the process that the network was trained on, which is what a network
+    is told. It is 0 .. T-1 except in a diffusion made by `keep`.
     """
 
     def __init__(self, betas, timesteps=None):
@@ -82,24 +88,34 @@ class GaussianDiffusion:
         return GaussianDiffusion(betas, self.timesteps[timesteps])
 
     def evenly(self, num_steps):
-        """Keep `num_steps` timesteps, evenly spaced from the first to the last. Raises ValueError if there are fewer."""
+        """Keep `num_steps` timesteps, evenly spaced from the first to the last. Raises ValueError if there
+        are fewer.
+        """
         if not 1 <= num_steps <= self.num_timesteps:
             raise ValueError(f"cannot take {num_steps} of {self.num_timesteps} timesteps")
         last = self.num_timesteps - 1
-        spaced = torch.linspace(0, last, num_steps, dtype=torch.float64) if num_steps > 1 else torch.tensor([last])
+        spaced = (
+            torch.linspace(0, last, num_steps, dtype=torch.float64) if num_steps > 1 else torch.tensor([last])
+        )
         return self.keep(spaced.round().long())
 
-    # -- forward ---------------------------------------------------------------------------------------------------
+    # -- forward ---------------------------------------------------------------------------------------------
 
     def q_sample(self, x_0, t, noise):
         """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise (eq. 4)."""
-        return self.at(self.alpha_bar.sqrt(), t, x_0) * x_0 + self.at((1 - self.alpha_bar).sqrt(), t, x_0) * noise
+        return (
+            self.at(self.alpha_bar.sqrt(), t, x_0) * x_0
+            + self.at((1 - self.alpha_bar).sqrt(), t, x_0) * noise
+        )
 
     def q_posterior_mean(self, x_0, x_t, t):
         """The mean of q(x_{t-1} | x_t, x_0) (eq. 7); its variance is `beta_tilde`."""
-        return self.at(self.posterior_mean_coef1, t, x_t) * x_0 + self.at(self.posterior_mean_coef2, t, x_t) * x_t
+        return (
+            self.at(self.posterior_mean_coef1, t, x_t) * x_0
+            + self.at(self.posterior_mean_coef2, t, x_t) * x_t
+        )
 
-    # -- between noise and image -----------------------------------------------------------------------------------
+    # -- between noise and image -----------------------------------------------------------------------------
 
     def x_0_from_noise(self, x_t, t, noise):
         """Solve `q_sample` for x_0."""
@@ -111,7 +127,7 @@ class GaussianDiffusion:
         scale, ratio = self.alpha_bar.rsqrt(), (1 / self.alpha_bar - 1).rsqrt()
         return (self.at(scale, t, x_t) * x_t - x_0) * self.at(ratio, t, x_t)
 
-    # -- reverse ---------------------------------------------------------------------------------------------------
+    # -- reverse ---------------------------------------------------------------------------------------------
 
     def ask(self, denoiser, x_t, t):
         """The denoiser's output at index t of this diffusion: the network is told the original timestep."""
@@ -120,8 +136,8 @@ class GaussianDiffusion:
     def p_mean_variance(self, output, x_t, t, log_variance, bound=clip):
         """p(x_{t-1} | x_t): the posterior, with the network's guess in the place of x_0.
 
-        output: the denoiser's. log_variance: a function (diffusion, output, x_t, t) -> [N, C or 1, H or 1, W or 1]
-        such as `fixed_small`. bound: what is done to the predicted x_0; None leaves it as it is.
+        output: the denoiser's. log_variance: a function (diffusion, output, x_t, t) -> [N, C or 1, H or 1, W
+        or 1] such as `fixed_small`. bound: what is done to the predicted x_0; None leaves it as it is.
         """
         x_0 = self.x_0_from_noise(x_t, t, output[:, : x_t.shape[1]])
         x_0 = bound(x_0) if bound else x_0
@@ -153,15 +169,25 @@ def loss_simple(diffusion, denoiser, x_0, t, noise):
     return squared_error(diffusion.ask(denoiser, diffusion.q_sample(x_0, t, noise), t), noise)
 
 
+def loss_at_random_t(loss, diffusion, denoiser, x_0):
+    """What training minimises (algorithm 1): `loss` at a uniformly drawn t, with fresh noise: [N]."""
+    t = torch.randint(diffusion.num_timesteps, (len(x_0),)).to(x_0.device)
+    return loss(diffusion, denoiser, x_0, t, torch.randn_like(x_0))
+
+
 def gaussian_noise(x, generator):
-    """White noise like x, drawn where the generator lives: a CPU generator gives the same noise on every device."""
+    """White noise like x, drawn where the generator lives: a CPU generator gives the same noise on every
+    device.
+    """
     device = generator.device if generator else x.device
     return torch.randn(x.shape, generator=generator, device=device).to(x.device)
 
 
 @torch.no_grad()
 def ddpm_sample(diffusion, denoiser, x_T, generator=None, log_variance=fixed_small, bound=clip):
-    """Ancestral sampling (algorithm 2) from x_T, white noise [N, C, H, W]. Yields a Step per timestep of `diffusion`."""
+    """Ancestral sampling (algorithm 2) from x_T, white noise [N, C, H, W]. Yields a Step per timestep of
+    `diffusion`.
+    """
     x_t = x_T
     for i in reversed(range(diffusion.num_timesteps)):
         t = torch.full((len(x_t),), i)

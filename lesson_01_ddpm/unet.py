@@ -28,7 +28,8 @@ class UNetConfig:
 
 
 def timestep_embedding(t, width):
-    """[cos, sin] of t at geometrically spaced frequencies from 1 to 1/10000 (Vaswani et al. 2017, section 3.5).
+    """[cos, sin] of t at geometrically spaced frequencies from 1 to 1/10000 (Vaswani et al. 2017, section
+    3.5).
 
     t: [N] -> float [N, width]. width must be even.
     """
@@ -54,7 +55,9 @@ def time_mlp(width):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the timestep's embedding between, and a skip. [N, c_in, H, W] -> [N, c_out, H, W]."""
+    """Two convolutions with the timestep's embedding between, and a skip. [N, c_in, H, W] -> [N, c_out, H,
+    W].
+    """
 
     def __init__(self, c_in, c_out, config):
         super().__init__()
@@ -116,18 +119,22 @@ class Layers(nn.ModuleList):
 class UNet(nn.Module):
     """(x_t [N, C, H, W], t [N]) -> [N, out_channels, H, W].
 
-    The way down halves the resolution level by level and keeps what it computes on a stack; the way up doubles it
-    again and joins the kept layers on. What the levels are built of can be replaced: a part is made by
-    `res_block(c_in, c_out, config)`, `attention(channels, config)`, `downsample(...)` and `upsample(...)`.
-    Later lessons give an `embedding` [N, emb_channels] to add to the timestep's, and a `context` that only the
-    attention looks at.
+    The way down halves the resolution level by level and keeps what it computes on a stack; the way up
+    doubles it again and joins the kept layers on. What the levels are built of can be replaced: a part is
+    made by `res_block(c_in, c_out, config)`, `attention(channels, config)`, `downsample(...)` and
+    `upsample(...)`. Later lessons give an `embedding` [N, emb_channels] to add to the timestep's, and a
+    `context` that only the attention looks at.
     """
 
-    def __init__(self, config, res_block=ResBlock, attention=Attention, downsample=Downsample, upsample=Upsample):
+    def __init__(
+        self, config, res_block=ResBlock, attention=Attention, downsample=Downsample, upsample=Upsample
+    ):
         super().__init__()
         self.config = config
         levels = [int(mult * config.num_channels) for mult in config.channel_mult]
-        attends = [config.image_size // 2**level in config.attention_resolutions for level in range(len(levels))]
+        attends = [
+            config.image_size // 2**level in config.attention_resolutions for level in range(len(levels))
+        ]
 
         def block(c_in, c_out, with_attention):
             layers = Layers([res_block(c_in, c_out, config)])
@@ -156,7 +163,9 @@ class UNet(nn.Module):
             if level > 0:
                 self.up[-1].append(upsample(c, config))
 
-        self.last = nn.Sequential(nn.GroupNorm(config.groups, c), nn.SiLU(), zero(conv(c, config.out_channels)))
+        self.last = nn.Sequential(
+            nn.GroupNorm(config.groups, c), nn.SiLU(), zero(conv(c, config.out_channels))
+        )
 
     def forward(self, x_t, t, embedding=0, context=None):
         emb = self.time_mlp(timestep_embedding(t, self.config.num_channels)) + embedding

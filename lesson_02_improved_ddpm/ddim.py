@@ -6,7 +6,9 @@ from lesson_01_ddpm.diffusion import Step, clip, gaussian_noise
 
 
 def ddim_mean_sigma(diffusion, x_t, t, x_0, eta):
-    """x_{t-1} is mean + sigma * noise, given the predicted x_0 (eq. 12 and 16). t: [N]; both broadcast to x_t."""
+    """x_{t-1} is mean + sigma * noise, given the predicted x_0 (eq. 12 and 16). t: [N]; both broadcast to
+    x_t.
+    """
     alpha_bar, previous = diffusion.alpha_bar, diffusion.alpha_bar_prev
     sigma = eta * ((1 - previous) / (1 - alpha_bar) * (1 - alpha_bar / previous)).sqrt()
     eps_hat = diffusion.noise_from_x_0(x_t, t, x_0)  # again, because x_0 may have been clipped

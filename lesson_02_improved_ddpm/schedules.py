@@ -6,17 +6,20 @@ import torch
 
 
 def cosine_betas(num_timesteps):
-    """beta_t = min(1 - f((t + 1) / T) / f(t / T), 0.999) with f(u) = cos^2((u + 0.008) / 1.008 * pi / 2) (eq. 17)."""
+    """beta_t = min(1 - f((t + 1) / T) / f(t / T), 0.999) with f(u) = cos^2((u + 0.008) / 1.008 * pi / 2) (eq.
+    17).
+    """
     u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
     f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
 
 
 def space_timesteps(num_timesteps, spec):
-    """Which timesteps of 0 .. T-1 a respacing keeps, as an increasing list. Raises ValueError if it cannot be done.
+    """Which timesteps of 0 .. T-1 a respacing keeps, as an increasing list. Raises ValueError if it cannot be
+    done.
 
-    spec: "250": so many, evenly; "10,15,20": so many of each equal section of the process, the cleanest first;
-    "ddim50": every k-th from 0 (Song et al. 2021); "fast27": GLIDE's choice for its upsampler.
+    spec: "250": so many, evenly; "10,15,20": so many of each equal section of the process, the cleanest
+    first; "ddim50": every k-th from 0 (Song et al. 2021); "fast27": GLIDE's choice for its upsampler.
     """
     if spec.startswith("ddim"):
         return every_kth(num_timesteps, int(spec[4:]))
@@ -36,8 +39,8 @@ def space_timesteps(num_timesteps, spec):
 def spread(size, count):
     """`count` of 0 .. size - 1, first and last included.
 
-    The position is accumulated step by step, as in the published code: where it falls between two timesteps, the
-    rounding of the sum decides.
+    The position is accumulated step by step, as in the published code: where it falls between two timesteps,
+    the rounding of the sum decides.
     """
     if not 1 <= count <= size:
         raise ValueError(f"cannot keep {count} of {size} timesteps")

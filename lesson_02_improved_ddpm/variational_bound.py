@@ -1,7 +1,7 @@
 """Learned variance, the variational bound in bits, and L_hybrid (Nichol & Dhariwal 2021, section 3.1).
 
-The network's output now has 2C channels: eps_hat, and v, which says where between its two limits the variance lies.
-Bits are per dimension: means over C, H, W of a base-2 logarithm, one number a sample.
+The network's output now has 2C channels: eps_hat, and v, which says where between its two limits the variance
+lies. Bits are per dimension: means over C, H, W of a base-2 logarithm, one number a sample.
 """
 
 import math
@@ -14,12 +14,19 @@ from lesson_01_ddpm.diffusion import clip, gaussian_noise, squared_error
 
 
 def learned_range(diffusion, output, x_t, t):
-    """log variance = f log beta_t + (1 - f) log beta_tilde_t, f = (v + 1) / 2 (eq. 15), v as it is: [N, C, H, W]."""
+    """log variance = f log beta_t + (1 - f) log beta_tilde_t, f = (v + 1) / 2 (eq. 15), v as it is: [N, C, H,
+    W].
+    """
     v = output[:, x_t.shape[1] :]
     if v.shape != x_t.shape:
-        raise ValueError(f"a learned variance needs {2 * x_t.shape[1]} output channels, not {output.shape[1]}")
+        raise ValueError(
+            f"a learned variance needs {2 * x_t.shape[1]} output channels, not {output.shape[1]}"
+        )
     f = (v + 1) / 2
-    low, high = diffusion.at(diffusion.posterior_log_variance, t, x_t), diffusion.at(diffusion.log_betas, t, x_t)
+    low, high = (
+        diffusion.at(diffusion.posterior_log_variance, t, x_t),
+        diffusion.at(diffusion.log_betas, t, x_t),
+    )
     return f * high + (1 - f) * low
 
 
@@ -36,7 +43,8 @@ def standard_normal_cdf(z):
 
 
 def decoder_bits(x_0, mean, log_variance):
-    """-log2 of the probability that the Gaussian gives to each 8-bit value's bin, x_0 +- 1/255 (Ho et al. 2020, eq. 13).
+    """-log2 of the probability that the Gaussian gives to each 8-bit value's bin, x_0 +- 1/255 (Ho et al.
+    2020, eq. 13).
 
     The outermost bins are open to infinity. x_0 lies on the 8-bit grid in [-1, 1].
     """
@@ -61,7 +69,9 @@ def vb_terms_bits(diffusion, output, x_0, x_t, t, log_variance=learned_range, bo
 
 
 def prior_bits(diffusion, x_0):
-    """KL(q(x_T | x_0) || N(0, I)), in bits per dimension: [N]. No training changes it; a good schedule makes it 0."""
+    """KL(q(x_T | x_0) || N(0, I)), in bits per dimension: [N]. No training changes it; a good schedule makes
+    it 0.
+    """
     alpha_bar = diffusion.alpha_bar[-1]
     mean = alpha_bar.sqrt() * x_0.double()
     log_variance = (1 - alpha_bar).log().expand_as(mean)
@@ -72,8 +82,8 @@ def prior_bits(diffusion, x_0):
 def loss_hybrid(diffusion, denoiser, x_0, t, noise):
     """L_hybrid = L_simple + 0.001 L_vlb (eq. 16), one number a sample: [N].
 
-    L_vlb is estimated by T times the term at the t drawn, hence the weight T / 1000. The bound teaches the variance
-    only: eps_hat is cut out of its gradient, or its far larger variance would drown L_simple's.
+    L_vlb is estimated by T times the term at the t drawn, hence the weight T / 1000. The bound teaches the
+    variance only: eps_hat is cut out of its gradient, or its far larger variance would drown L_simple's.
     Raises ValueError if x_0 is plainly not scaled to [-1, 1].
     """
     check_range(x_0)

@@ -1,7 +1,7 @@
 """The text transformer: reads a caption once, gives the UNet one vector for the whole and one for each token.
 
-GLIDE's (Nichol et al. 2022, section 2.1 and the published code): pre-LayerNorm, no mask of any kind, a padding
-embedding for each position in place of what a causal mask or an attention mask would do.
+GLIDE's (Nichol et al. 2022, section 2.1 and the published code): pre-LayerNorm, no mask of any kind, a
+padding embedding for each position in place of what a causal mask or an attention mask would do.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Text(NamedTuple):
 
 
 class TransformerBlock(nn.Module):
-    """Attention among the tokens, then an MLP for each; both pre-LayerNorm with a skip. [N, context, width]."""
+    """Attention among the tokens, an MLP for each; both pre-LayerNorm with a skip. [N, context, width]."""
 
     def __init__(self, config):
         super().__init__()
@@ -70,5 +70,5 @@ class TextTransformer(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.final_ln(x)
-        # The last position, in a short caption a padding one, has looked at all the others: it stands for the whole.
+        # The last position, often a padding one, has looked at all the others: it stands for the whole.
         return Text(self.proj(x[:, -1]), rearrange(x, "n places c -> n c places"))

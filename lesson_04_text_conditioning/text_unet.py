@@ -1,4 +1,4 @@
-"""An ADM UNet that reads: lesson 3's network, with text among the keys and values of every attention layer."""
+"""An ADM UNet that reads: lesson 3's network, with text among the keys and values of its attention."""
 
 from dataclasses import replace
 
@@ -25,8 +25,8 @@ class TextAttention(MultiHeadAttention):
 class TextUNet(nn.Module):
     """(x_t [N, C, H, W], t [N], text) -> [N, out_channels, H, W], text being `encode_text`'s.
 
-    config: ADMConfig, whose in_channels count x_t's alone. With `inpaint`, the network also sees the known pixels and
-    the mask; with `upsample`, an image of lower resolution.
+    config: ADMConfig, whose in_channels count x_t's alone. With `inpaint`, the network also sees the known
+    pixels and the mask; with `upsample`, an image of lower resolution.
     """
 
     def __init__(self, config, text_config, inpaint=False, upsample=False):
@@ -45,7 +45,9 @@ class TextUNet(nn.Module):
         return self.text(tokens, mask)
 
     def forward(self, x_t, t, text, image=None, mask=None, low_res=None):
-        """image: [N, C, H, W] in [-1, 1]; mask: [N, 1, H, W], 1 where the image is known; low_res: [N, C, h, w]."""
+        """image: [N, C, H, W] in [-1, 1]; mask: [N, 1, H, W], 1 where the image is known; low_res: [N, C, h,
+        w].
+        """
         seen = [x_t]
         if self.inpaint:
             nothing_known = image is None

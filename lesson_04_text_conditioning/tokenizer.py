@@ -1,4 +1,6 @@
-"""From captions to numbers: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019), lower-cased, padded, masked."""
+"""From captions to numbers: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019), lower-cased, padded,
+masked.
+"""
 
 import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -9,8 +11,8 @@ END = "<|endoftext|>"  # its id fills the padding, where the mask is False and n
 class CaptionTokenizer:
     """Captions -> tokens int64 [N, context] and mask bool [N, context], True where there is a token.
 
-    There is no start and no end token: the empty caption is all padding. Any text can be written in bytes, so there
-    is no unknown word either, only words in many pieces. What does not fit into the context is cut off.
+    There is no start and no end token: the empty caption is all padding. Any text can be written in bytes, so
+    there is no unknown word either, only words in many pieces. What does not fit into the context is cut off.
     """
 
     def __init__(self, tokenizer, context):
@@ -19,7 +21,9 @@ class CaptionTokenizer:
 
     @classmethod
     def train(cls, captions, vocab_size=512, context=16):
-        """Merge the pairs of bytes that are most frequent in the captions until there are `vocab_size` tokens."""
+        """Merge the pairs of bytes that are most frequent in the captions until there are `vocab_size`
+        tokens.
+        """
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,6 @@
-"""DPM-Solver++(2M): a second-order solver of the sampling ODE, good in 15-20 steps (Lu et al. 2022, algorithm 2)."""
+"""DPM-Solver++(2M): a second-order solver of the sampling ODE, good in 15-20 steps (Lu et al. 2022, algorithm
+2).
+"""
 
 import torch
 
@@ -7,11 +9,13 @@ from lesson_01_ddpm.diffusion import Step, clip
 
 @torch.no_grad()
 def dpm_solver_sample(diffusion, denoiser, x_T, generator=None, bound=clip):
-    """Sample from x_T [N, C, H, W], a step per timestep of `diffusion`. Yields a Step for each. Deterministic.
+    """Sample from x_T [N, C, H, W], a step per timestep of `diffusion`. Yields a Step for each.
+    Deterministic.
 
-    Between two timesteps the ODE is solved exactly for a predicted x_0 that is linear in lambda = log(alpha / sigma):
-    through the prediction here and the one before. The first step has no prediction before it, and the last goes to
-    sigma = 0, infinitely far in lambda: these two take x_0 as constant. (`generator` is there for the samplers' common form.)
+    Between two timesteps the ODE is solved exactly for a predicted x_0 that is linear in lambda = log(alpha /
+    sigma): through the prediction here and the one before. The first step has no prediction before it, and
+    the last goes to sigma = 0, infinitely far in lambda: these two take x_0 as constant. (`generator` is
+    there for the samplers' common form.)
     """
     alpha, sigma = diffusion.alpha_bar.sqrt(), (1 - diffusion.alpha_bar).sqrt()
     lambda_ = (alpha / sigma).log()

@@ -41,7 +41,9 @@ def test_schedules(key):
     torch.testing.assert_close(ours, golden, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("row", golden_json("respacing"), ids=lambda row: f"{row['num_timesteps']}-{row['spec']}")
+@pytest.mark.parametrize(
+    "row", golden_json("respacing"), ids=lambda row: f"{row['num_timesteps']}-{row['spec']}"
+)
 def test_respacing(row):
     assert space_timesteps(row["num_timesteps"], row["spec"]) == row["timesteps"]
 
@@ -126,10 +128,13 @@ def test_ddim_step(one_step, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["loss_vlb_only", "ddim_reverse_step", "classifier_guided_mean", "classifier_guided_ddim_pred_x_0"]
+    "name",
+    ["loss_vlb_only", "ddim_reverse_step", "classifier_guided_mean", "classifier_guided_ddim_pred_x_0"],
 )
 def test_waits_for_a_later_issue(name):
-    pytest.skip(f"{name}: the bound-only loss, reverse DDIM and classifier guidance are not in the lessons yet")
+    pytest.skip(
+        f"{name}: the bound-only loss, reverse DDIM and classifier guidance are not in the lessons yet"
+    )
 
 
 class Trajectory:
@@ -143,7 +148,7 @@ class Trajectory:
         self.diffusion = self.full.keep(kept)
 
     def network(self, x, t):
-        """The .json's: eps = sqrt(1 - alphas_cumprod[t]) x + 0.1 cos(pi t / T), v = tanh(0.2 x), t original."""
+        """The .json's: eps = sqrt(1 - alphas_cumprod[t]) x + 0.1 cos(pi t / T), v = tanh(0.2 x)."""
         one_minus = (1 - self.full.alpha_bar[t]).sqrt().float().view(-1, 1, 1, 1)
         wave = 0.1 * torch.cos(math.pi * t.float() / self.full.num_timesteps).view(-1, 1, 1, 1)
         return torch.cat([one_minus * x + wave, torch.tanh(0.2 * x)], 1)
@@ -179,13 +184,15 @@ def test_ddim_trajectory(trajectory, monkeypatch):
 
 def test_whole_bound(trajectory, monkeypatch):
     trajectory.replay(monkeypatch, variational_bound)
-    ours = variational_bound.variational_bound(trajectory.diffusion, trajectory.network, trajectory.golden["x_0"])
+    ours = variational_bound.variational_bound(
+        trajectory.diffusion, trajectory.network, trajectory.golden["x_0"]
+    )
     for name in ("vb_bits", "x_0_mse", "eps_mse", "total_bits", "prior_bits"):
         close(getattr(ours, name), trajectory.golden[name])
 
 
 def published_weights(parameters):
-    """A state dict in the published layout; each weight is a function of its name (tests/golden/README.md)."""
+    """A state dict in the published layout, each weight a function of its name (tests/golden/README.md)."""
     weights = {}
     for name, shape in parameters.items():
         w = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
@@ -216,7 +223,9 @@ def test_network(name):
 def test_glide_tokens(real_data):
     golden = golden_json("glide_tokens")
     folder = real_data / "gpt2_bpe"
-    tokenizer = CaptionTokenizer.from_gpt2_files(folder / "encoder.json", folder / "vocab.bpe", golden["text_ctx"])
+    tokenizer = CaptionTokenizer.from_gpt2_files(
+        folder / "encoder.json", folder / "vocab.bpe", golden["text_ctx"]
+    )
     assert (tokenizer.vocab_size, tokenizer.padding_id) == (golden["n_vocab"], golden["end_token"])
     for row in golden["rows"]:
         tokens, mask = tokenizer.encode([row["text"]])

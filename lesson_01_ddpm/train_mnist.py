@@ -1,0 +1,73 @@
+"""Lesson 1: train a DDPM on MNIST, draw digits with it, and measure them.
+
+python lesson_01_ddpm/train_mnist.py
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from common.command import run_command
+from common.data import load_digits
+from common.evaluation import reference_for, report
+from common.pictures import save_grid
+from common.runs import Run, saved_config
+from common.sampling import sample_batches
+from common.training import TrainConfig, train
+from lesson_01_ddpm.diffusion import (
+    GaussianDiffusion,
+    ddpm_sample,
+    linear_betas,
+    loss_at_random_t,
+    loss_simple,
+)
+from lesson_01_ddpm.unet import UNet, UNetConfig
+
+IMAGE_SHAPE = (1, 32, 32)
+# Half the channels at 32x32: that is where the time goes, and digits need little there.
+NETWORK = UNetConfig(channel_mult=(0.5, 1, 2, 2))
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Lesson 1: a diffusion model of handwritten digits."""
+
+    sample_steps: int = 1000  # ancestral steps of the final picture
+    eval_steps: int = 100  # ancestral steps of the samples that are measured
+    num_eval: int = 500  # samples measured
+
+    default_minutes = 8.0
+
+
+def new_diffusion():
+    return GaussianDiffusion(linear_betas(1000))
+
+
+def main(config):
+    run = Run("lesson_01_ddpm", config)
+    digits, held_back = (load_digits(config.dataset, config.data_dir, train) for train in (True, False))
+    run.record(data=digits.name)
+    torch.manual_seed(config.seed)
+    network, facts = UNet(NETWORK), {"network": asdict(NETWORK)}
+    diffusion = new_diffusion()
+
+    def loss(network, x_0, label):
+        return loss_at_random_t(loss_simple, diffusion, network, x_0)
+
+    def draw(network, n, steps):
+        few = diffusion.evenly(2 if config.dry_run else steps)
+        return sample_batches(
+            lambda _, x_T, generator: ddpm_sample(few, network, x_T, generator),
+            IMAGE_SHAPE, 2 if config.dry_run else n, config.seed, config.device,
+        )  # fmt: skip
+
+    def show(network, step):
+        save_grid(run.folder / "samples" / f"step_{step:07d}.png", draw(network, 32, 50))
+
+    network = train(network, loss, digits, config, run, held_back.batch(torch.arange(512)), facts, show)
+    measured = draw(network, config.num_eval, config.eval_steps)
+    report(run, measured, reference_for(digits), picture=draw(network, 64, config.sample_steps))
+
+
+if __name__ == "__main__":
+    run_command(main, Config, saved_config)

@@ -1,0 +1,74 @@
+"""Lesson 3: the ADM UNet, told which digit to draw.
+
+python lesson_03_adm/train_mnist.py
+"""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+
+from common.command import pick_device, run_command
+from common.data import load_digits
+from common.evaluation import reference_for, report
+from common.pictures import save_grid
+from common.runs import Run, saved_config
+from common.sampling import sample_batches
+from common.training import TrainConfig, train
+from lesson_01_ddpm.diffusion import loss_at_random_t
+from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
+from lesson_02_improved_ddpm.sampling import SAMPLERS
+from lesson_02_improved_ddpm.train_mnist import new_diffusion
+from lesson_02_improved_ddpm.variational_bound import loss_hybrid
+from lesson_03_adm.adm_unet import ADMConfig, ClassUNet
+
+# NEW: AdaGN, residual blocks that resample, attention at two resolutions in heads of 32 channels
+NETWORK = ADMConfig(
+    out_channels=2, channel_mult=(0.5, 1, 2, 2), attention_resolutions=(8, 4), num_head_channels=32
+)
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Lesson 3: a diffusion model of handwritten digits that draws the digit asked for."""
+
+    sample_steps: int = 100  # ancestral steps a sample
+    num_eval: int = 500  # samples measured
+
+    default_minutes = 8.0
+
+
+def main(config):
+    run = Run("lesson_03_adm", config)
+    digits, held_back = (load_digits(config.dataset, config.data_dir, train) for train in (True, False))
+    run.record(data=digits.name)
+    torch.manual_seed(config.seed)
+    network, facts = ClassUNet(NETWORK), {"network": asdict(NETWORK)}
+    diffusion = new_diffusion()
+
+    def loss(network, x_0, label):
+        return loss_at_random_t(loss_hybrid, diffusion, partial(network, y=label), x_0)  # NEW: with the class
+
+    def draw(network, classes, sampler, steps):
+        few = diffusion.evenly(2 if config.dry_run else steps)
+        classes = classes.to(pick_device(config.device))
+
+        def start(indices, x_T, generator):
+            return SAMPLERS[sampler](few, partial(network, y=classes[indices]), x_T, generator)
+
+        return sample_batches(start, IMAGE_SHAPE, len(classes), config.seed, config.device)
+
+    def show(network, step):
+        images = draw(network, torch.arange(40) % 10, "ddim", 25)
+        save_grid(run.folder / "samples" / f"step_{step:07d}.png", images, columns=10)
+
+    network = train(network, loss, digits, config, run, held_back.batch(torch.arange(512)), facts, show)
+    wanted = torch.arange(20 if config.dry_run else config.num_eval) % 10
+    samples = draw(network, wanted, "ddpm", config.sample_steps)
+    report(
+        run, samples, reference_for(digits), samples[:80], wanted, columns=10, column_labels=list(range(10))
+    )
+
+
+if __name__ == "__main__":
+    run_command(main, Config, saved_config)

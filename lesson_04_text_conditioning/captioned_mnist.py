@@ -1,0 +1,94 @@
+"""The set-up that lessons 4 and 5 share: captioned MNIST as tokens, the network for it, and drawing from
+prompts.
+"""
+
+from dataclasses import asdict
+
+import torch
+
+from common.captions import CAPTIONS, CaptionedDigits
+from common.runs import as_config
+from lesson_01_ddpm.diffusion import GaussianDiffusion
+from lesson_02_improved_ddpm.schedules import cosine_betas
+from lesson_03_adm.adm_unet import ADMConfig
+from lesson_04_text_conditioning.text_transformer import Text, TextConfig
+from lesson_04_text_conditioning.text_unet import TextUNet
+from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
+
+IMAGE_SHAPE = (3, 32, 32)
+# What the pictures show: pairs from training, one caption without a colour, two held-out pairs.
+PROMPTS = ["a red seven", "the digit 2 in white", "a 5 in purple", "the yellow digit eight", "an orange six"]
+PROMPTS += ["the digit 4", "a blue three", "a green 0"]
+# Half the channels at 32x32: that is where the time goes, and digits need little there.
+ADM = ADMConfig(
+    in_channels=3,
+    out_channels=6,
+    channel_mult=(0.5, 1, 2, 2),
+    attention_resolutions=(8, 4),
+    num_head_channels=32,
+)
+
+
+def train_tokenizer():
+    return CaptionTokenizer.train(CAPTIONS)
+
+
+def new_network(tokenizer):
+    """The network of lessons 4 and 5, and the facts that rebuild it from a checkpoint."""
+    text = TextConfig(tokenizer.vocab_size, tokenizer.context)
+    facts = {"network": asdict(ADM), "text": asdict(text), "tokenizer": tokenizer.to_json()}
+    return TextUNet(ADM, text), facts
+
+
+def rebuild(facts):
+    return TextUNet(as_config(ADMConfig, facts["network"]), as_config(TextConfig, facts["text"]))
+
+
+def tokenizer_of(facts):
+    return CaptionTokenizer.from_json(facts["tokenizer"], facts["text"]["context"])
+
+
+def new_diffusion():
+    return GaussianDiffusion(cosine_betas(1000))
+
+
+class TokenizedDigits:
+    """CaptionedDigits whose captions come as tokens: batches (x_0, tokens, mask)."""
+
+    def __init__(self, digits, tokenizer):
+        self.captioned = CaptionedDigits(digits)
+        self.tokens, self.mask = tokenizer.encode(CAPTIONS)
+
+    def __len__(self):
+        return len(self.captioned)
+
+    def batch(self, indices):
+        x_0, caption = self.captioned.batch(indices)
+        return x_0, self.tokens[caption], self.mask[caption]
+
+
+def encode_prompts(network, tokenizer, prompts):
+    """Text of the prompts, on the network's device; each different prompt is encoded once."""
+    device = next(network.parameters()).device
+    distinct = list(dict.fromkeys(prompts))
+    place = torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)
+    tokens, mask = tokenizer.encode(distinct)
+    with torch.no_grad():
+        text = network.encode_text(tokens.to(device), mask.to(device))
+    return Text(*(part[place] for part in text))
+
+
+def sampler_of_prompts(network, tokenizer, prompts, start):
+    """What common.sampling asks for: (indices, x_T, generator) -> a sampler's steps for the prompts at these
+    indices.
+
+    start: (text, empty, x_T, generator) -> steps, given the encoded prompts and as many empty captions.
+    """
+    text, empty = encode_prompts(network, tokenizer, prompts), encode_prompts(network, tokenizer, [""])
+
+    def start_at(indices, x_T, generator):
+        chosen = Text(*(part[indices.to(part.device)] for part in text))
+        unconditional = Text(*(part.expand_as(like) for part, like in zip(empty, chosen)))
+        return start(chosen, unconditional, x_T, generator)
+
+    return start_at

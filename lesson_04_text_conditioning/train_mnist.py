@@ -1,0 +1,79 @@
+"""Lesson 4: coloured digits from captions.
+
+python lesson_04_text_conditioning/train_mnist.py
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from common.captions import balanced_prompts
+from common.command import run_command
+from common.data import load_digits
+from common.evaluation import reference_for, report
+from common.pictures import save_grid
+from common.runs import Run, saved_config
+from common.sampling import sample_batches
+from common.training import TrainConfig, train
+from lesson_01_ddpm.diffusion import loss_at_random_t
+from lesson_02_improved_ddpm.sampling import SAMPLERS
+from lesson_02_improved_ddpm.variational_bound import loss_hybrid
+from lesson_04_text_conditioning.captioned_mnist import (
+    IMAGE_SHAPE,
+    PROMPTS,
+    TokenizedDigits,
+    new_diffusion,
+    new_network,
+    sampler_of_prompts,
+    train_tokenizer,
+)
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Lesson 4: a text-to-image model of coloured digits."""
+
+    sample_steps: int = 100  # ancestral steps a sample
+    num_eval: int = 500  # samples measured
+
+    default_minutes = 8.0
+
+
+def main(config):
+    run = Run("lesson_04_text_conditioning", config)
+    digits, held_back = (load_digits(config.dataset, config.data_dir, train) for train in (True, False))
+    run.record(data=digits.name)
+    tokenizer = train_tokenizer()
+    torch.manual_seed(config.seed)
+    network, facts = new_network(tokenizer)
+    diffusion = new_diffusion()
+
+    def loss(network, x_0, tokens, mask):
+        text = network.encode_text(tokens, mask)  # NEW: a caption instead of a class
+        return loss_at_random_t(loss_hybrid, diffusion, partial(network, text=text), x_0)
+
+    def draw(network, prompts, sampler, steps):
+        few = diffusion.evenly(2 if config.dry_run else steps)
+
+        def start(text, empty, x_T, generator):
+            return SAMPLERS[sampler](few, partial(network, text=text), x_T, generator)
+
+        start_at = sampler_of_prompts(network, tokenizer, prompts, start)
+        return sample_batches(start_at, IMAGE_SHAPE, len(prompts), config.seed, config.device)
+
+    def show(network, step):
+        images = draw(network, PROMPTS * 4, "ddim", 25)
+        save_grid(run.folder / "samples" / f"step_{step:07d}.png", images, column_labels=PROMPTS)
+
+    torch.manual_seed(0)
+    validation = TokenizedDigits(held_back, tokenizer).batch(torch.arange(512))
+    network = train(network, loss, TokenizedDigits(digits, tokenizer), config, run, validation, facts, show)
+    prompts, wanted, colours = balanced_prompts(2 if config.dry_run else config.num_eval)
+    samples = draw(network, prompts, "ddpm", config.sample_steps)
+    picture = draw(network, PROMPTS * 8, "ddpm", config.sample_steps)
+    report(run, samples, reference_for(digits), picture, wanted, colours, column_labels=PROMPTS)
+
+
+if __name__ == "__main__":
+    run_command(main, Config, saved_config)
