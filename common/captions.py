@@ -9,43 +9,36 @@ import torch
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 # Each colour has a channel at 255, so the brightest channel of a coloured digit is the gray digit itself.
 PALETTE = {
-    "red": (255, 60, 50),
-    "orange": (255, 150, 0),
-    "yellow": (255, 235, 60),
-    "green": (50, 255, 80),
-    "blue": (70, 110, 255),
-    "purple": (200, 70, 255),
+    "red": (255, 90, 90),
+    "orange": (255, 165, 60),
+    "yellow": (255, 240, 90),
+    "green": (80, 255, 110),
+    "blue": (90, 150, 255),
+    "purple": (210, 110, 255),
     "white": (255, 255, 255),
 }
 COLOURS = list(PALETTE)
 # The colour that each digit, zero to nine, never has in training.
-HELD_OUT = dict(
-    enumerate(["green", "orange", "purple", "blue", "red", "yellow", "white", "green", "orange", "blue"])
-)
+HELD_OUT = ["green", "orange", "purple", "blue", "red", "yellow", "white", "green", "orange", "blue"]
 NO_COLOUR = len(COLOURS)  # the index that stands for "the caption names no colour"
 
-WITH_COLOUR = [
-    "a {colour} {digit}",
-    "the digit {digit} in {colour}",
-    "a {digit} in {colour}",
-    "the {colour} digit {digit}",
-]
+WITH_COLOUR = ["a {colour} {digit}", "the digit {digit} in {colour}"]
 WITHOUT_COLOUR = ["a {digit}", "the digit {digit}"]
+VARIANTS = 4  # of saying the same: two templates, word or numeral
 
 
 def captions_of(digit, colour):
-    """All eight captions (some twice) of a digit 0-9 and a colour's index; NO_COLOUR names none."""
-    templates = WITHOUT_COLOUR * 2 if colour == NO_COLOUR else WITH_COLOUR
+    """The four captions of a digit 0-9 and a colour's index; NO_COLOUR names none."""
+    templates = WITHOUT_COLOUR if colour == NO_COLOUR else WITH_COLOUR
     name = "" if colour == NO_COLOUR else COLOURS[colour]
     texts = [t.format(digit=d, colour=name) for t in templates for d in (WORDS[digit], str(digit))]
-    return [f"an {t[2:]}" if t.startswith(("a o", "a e", "a 8")) else t for t in texts]
+    return [f"an {t[2:]}" if t.startswith(("a orange", "a eight", "a 8")) else t for t in texts]
 
 
 # every caption there is, in the order of caption_index
 CAPTIONS = [
     text for digit in range(10) for colour in range(NO_COLOUR + 1) for text in captions_of(digit, colour)
 ]
-VARIANTS = 8
 
 
 def caption_index(digits, colours, variants):
@@ -56,7 +49,7 @@ def caption_index(digits, colours, variants):
 def held_out_mask():
     """bool [10, colours]: True for the pairs that training never shows."""
     mask = torch.zeros(10, len(COLOURS), dtype=torch.bool)
-    for digit, colour in HELD_OUT.items():
+    for digit, colour in enumerate(HELD_OUT):
         mask[digit, COLOURS.index(colour)] = True
     return mask
 

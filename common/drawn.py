@@ -62,7 +62,7 @@ STROKES = [
         "85,10 50,0 10,25 30,50 70,35 80,15 70,55 50,100",
     ],
 ]
-SEGMENTS = 10  # so many straight pieces between two points of a stroke
+SEGMENTS = 5  # so many straight pieces between two points of a stroke
 
 
 def draw_digits(labels, generator):

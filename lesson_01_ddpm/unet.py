@@ -20,7 +20,7 @@ class UNetConfig:
     channel_mult: tuple[float, ...] = (1, 2, 2, 2)  # of num_channels, at full, half, quarter ... resolution
     num_res_blocks: int = 1  # at each resolution on the way down; one more on the way up
     attention_resolutions: tuple[int, ...] = (8,)  # in pixels
-    groups: int = 8  # of GroupNorm
+    groups: int = 4  # of GroupNorm
 
     @property
     def emb_channels(self):

@@ -19,11 +19,10 @@ IMAGE_SHAPE = (3, 32, 32)
 # What the pictures show: pairs from training, one caption without a colour, two held-out pairs.
 PROMPTS = ["a red seven", "the digit 2 in white", "a 5 in purple", "the yellow digit eight", "an orange six"]
 PROMPTS += ["the digit 4", "a blue three", "a green 0"]
-# Half the channels at 32x32: that is where the time goes, and digits need little there.
 ADM = ADMConfig(
     in_channels=3,
     out_channels=6,
-    channel_mult=(0.5, 1, 2, 2),
+    channel_mult=(1, 1, 2, 2),
     attention_resolutions=(8, 4),
     num_head_channels=32,
 )

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from lesson_01_ddpm.unet import zero
 from lesson_03_adm.adm_unet import split_heads
 
 
 @dataclass(frozen=True)
 class TextConfig:
     vocab_size: int
-    context: int = 16  # tokens
+    context: int = 8  # tokens
     width: int = 64
     layers: int = 3
     heads: int = 4
@@ -39,7 +40,7 @@ class TransformerBlock(nn.Module):
         width, self.heads = config.width, config.heads
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.fc_1, self.fc_2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.fc_1, self.fc_2 = nn.Linear(width, 4 * width), zero(nn.Linear(4 * width, width))
 
     def forward(self, x):
         qkv = rearrange(self.qkv(self.ln_1(x)), "n places c -> n c places")
@@ -61,8 +62,11 @@ class TextTransformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers))
         self.final_ln = nn.LayerNorm(config.width)
         self.proj = nn.Linear(config.width, emb_channels)
-        for table in (self.token_embedding.weight, self.positional_embedding, self.padding_embedding):
-            nn.init.normal_(table, std=0.1)
+        # What is said must count from the first step on: positions and padding start small beside the tokens'
+        # standard deviation of 1, and different captions give embeddings as different as lesson 3's classes.
+        nn.init.normal_(self.positional_embedding, std=0.02)
+        nn.init.normal_(self.padding_embedding, std=0.02)
+        nn.init.normal_(self.proj.weight, std=0.2)
 
     def forward(self, tokens, mask):
         x = self.token_embedding(tokens) + self.positional_embedding

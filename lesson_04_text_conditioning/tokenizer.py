@@ -20,7 +20,7 @@ class CaptionTokenizer:
         self.padding_id = tokenizer.token_to_id(END)
 
     @classmethod
-    def train(cls, captions, vocab_size=512, context=16):
+    def train(cls, captions, vocab_size=512, context=8):
         """Merge the pairs of bytes that are most frequent in the captions until there are `vocab_size`
         tokens.
         """

@@ -1,0 +1,163 @@
+"""The networks: shapes, seams, initialisation, and that text is read once."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.captions import CAPTIONS
+from lesson_01_ddpm.train_mnist import NETWORK as LESSON_1
+from lesson_01_ddpm.unet import UNet, timestep_embedding
+from lesson_03_adm.adm_unet import ADMConfig, ClassUNet
+from lesson_04_text_conditioning.captioned_mnist import ADM, sampler_of_prompts
+from lesson_04_text_conditioning.text_transformer import TextConfig
+from lesson_04_text_conditioning.text_unet import TextAttention, TextUNet
+from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
+from lesson_05_cfg.dpm_solver import dpm_solver_sample
+from lesson_05_cfg.guidance import guided
+
+TINY = replace(ADM, num_channels=16, channel_mult=(1, 2), attention_resolutions=(16,), num_head_channels=16)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return CaptionTokenizer.train(CAPTIONS)
+
+
+def text_unet(tokenizer, seed=0, **options):
+    torch.manual_seed(seed)
+    return TextUNet(TINY, TextConfig(tokenizer.vocab_size, tokenizer.context, width=32, layers=2), **options)
+
+
+def awake(network):
+    """Fill the layers that start at zero, so that every path counts."""
+    torch.manual_seed(5)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return network.eval()
+
+
+BUILDERS = {
+    "ddpm": lambda tokenizer: UNet(LESSON_1),
+    "adm": lambda tokenizer: ClassUNet(ADMConfig(channel_mult=(0.5, 1, 2), num_head_channels=32)),
+    "text": lambda tokenizer: TextUNet(TINY, TextConfig(tokenizer.vocab_size)),
+}
+
+
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_every_parameter_is_initialised(build, tokenizer):
+    """Uninitialised memory would differ under one seed or agree under two; zeros and ones are meant."""
+
+    def parameters(seed):
+        junk = torch.full((4_000_000,), 123.0)  # freed at once: what an uninitialised tensor may get to see
+        del junk
+        torch.manual_seed(seed)
+        return dict(build(tokenizer).named_parameters())
+
+    first, again, other = parameters(0), parameters(0), parameters(1)
+    for name, parameter in first.items():
+        assert torch.equal(parameter, again[name]), f"{name} differs under one seed"
+        constant = bool((parameter == 0).all() or (parameter == 1).all())
+        assert constant or not torch.equal(parameter, other[name]), f"{name} agrees under two seeds"
+        assert parameter.isfinite().all() and parameter.abs().max() < 20
+
+
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_every_parameter_learns(build, tokenizer):
+    network = awake(build(tokenizer))
+    channels = 3 if isinstance(network, TextUNet) else 1
+    more = {"text": network.encode_text(*tokenizer.encode(["a red 7", "a 2"]))} if channels == 3 else {}
+    more = {"y": torch.tensor([3, 4])} if isinstance(network, ClassUNet) else more
+    network(torch.randn(2, channels, 32, 32), torch.tensor([3, 900]), **more).square().sum().backward()
+    idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle
+
+
+def test_output_starts_at_zero_and_has_the_right_shape():
+    network = UNet(replace(LESSON_1, in_channels=3, out_channels=6))
+    output = network(torch.randn(2, 3, 32, 32), torch.tensor([0, 999]))
+    assert output.shape == (2, 6, 32, 32) and not output.any()
+
+
+def test_timestep_embedding_tells_all_timesteps_apart():
+    embedding = timestep_embedding(torch.arange(1000), 32)
+    assert embedding.shape == (1000, 32)
+    distance = torch.cdist(embedding, embedding) + 10 * torch.eye(1000)
+    assert distance.min() > 0.1
+
+
+def test_heads_must_divide_the_channels():
+    with pytest.raises(ValueError, match="heads of 48"):
+        ClassUNet(ADMConfig(num_head_channels=48))
+
+
+def test_text_attention_is_one_softmax_over_tokens_and_pixels():
+    torch.manual_seed(0)
+    config = replace(TINY, num_head_channels=32)
+    layer = TextAttention(32, config, text_width=8)
+    torch.nn.init.normal_(layer.proj.weight, std=0.2)
+    x, states = torch.randn(2, 32, 4, 4), torch.randn(2, 8, 5)
+    q, k, v = layer.qkv(layer.norm(x).flatten(2)).chunk(3, 1)
+    text_k, text_v = layer.text_kv(states).chunk(2, 1)
+    k, v = torch.cat([k, text_k], 2), torch.cat([v, text_v], 2)
+    weights = F.softmax(torch.einsum("ncp,ncq->npq", q, k) / 32**0.5, -1)
+    expected = x.flatten(2) + layer.proj(torch.einsum("npq,ncq->ncp", weights, v))
+    torch.testing.assert_close(layer(x, None, states), expected.view_as(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_caption_changes_the_output_and_padding_tokens_do_not(tokenizer):
+    network = awake(text_unet(tokenizer))
+    x_t, t = torch.randn(1, 3, 32, 32), torch.tensor([500])
+
+    def output(tokens, mask):
+        with torch.no_grad():
+            return network(x_t, t, network.encode_text(tokens, mask))
+
+    tokens, mask = tokenizer.encode(["a red seven"])
+    red = output(tokens, mask)
+    assert not torch.allclose(red, output(*tokenizer.encode(["a blue seven"])), atol=1e-4)
+    assert not torch.allclose(red, output(*tokenizer.encode(["seven red a"])), atol=1e-4)  # order counts
+    tokens[~mask] = 7
+    assert torch.equal(red, output(tokens, mask))
+
+
+def test_text_is_encoded_once_a_prompt_not_once_a_step(tokenizer):
+    network = text_unet(tokenizer).eval()
+    encoded = []
+    network.text.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
+    from lesson_04_text_conditioning.captioned_mnist import new_diffusion
+
+    def start(text, empty, x_T, generator):
+        return dpm_solver_sample(new_diffusion().evenly(6), guided(network, text, empty, 3), x_T)
+
+    start_at = sampler_of_prompts(network, tokenizer, ["a 1", "a 2", "a 1"], start)
+    for _ in start_at(torch.arange(3), torch.randn(3, 3, 32, 32), None):
+        pass
+    assert encoded == [2, 1]  # two different prompts, one empty caption
+
+
+def test_inpainting_and_upsampling_inputs(tokenizer):
+    network = awake(text_unet(tokenizer, inpaint=True, upsample=True))
+    text = network.encode_text(*tokenizer.encode(["a 3"] * 2))
+    x_t, t = torch.randn(2, 3, 32, 32), torch.tensor([5, 6])
+    image, mask, low_res = torch.randn(2, 3, 32, 32), torch.ones(2, 1, 32, 32), torch.randn(2, 3, 8, 8)
+    mask[:, :, :16] = 0
+    with torch.no_grad():
+        output = network(x_t, t, text, image=image, mask=mask, low_res=low_res)
+        image[:, :, :16] = 9  # unknown pixels are not looked at
+        assert torch.equal(output, network(x_t, t, text, image=image, mask=mask, low_res=low_res))
+        assert not torch.equal(output, network(x_t, t, text, low_res=low_res))
+        assert not torch.equal(output, network(x_t, t, text, image=image, mask=mask, low_res=-low_res))
+
+
+def test_tokenizer(tokenizer):
+    tokens, mask = tokenizer.encode(["A Red SEVEN", "a red seven", "", "snow ☃ " * 20])
+    assert torch.equal(tokens[0], tokens[1])
+    assert mask.sum(1).tolist() == [3, 3, 0, tokenizer.context]
+    assert (tokens[~mask] == tokenizer.padding_id).all()
+    assert max(len(tokenizer.pieces(caption)) for caption in CAPTIONS) <= tokenizer.context
+    again = CaptionTokenizer.from_json(tokenizer.to_json(), tokenizer.context)
+    assert torch.equal(again.encode(CAPTIONS)[0], tokenizer.encode(CAPTIONS)[0])
+    assert tokenizer.tokenizer.decode(tokenizer.pieces("the digit 7 in orange ☃")) == "the digit 7 in orange ☃"
