@@ -12,8 +12,8 @@ from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_03_adm.adm_unet import ADMConfig
 from lesson_04_text_conditioning.text_transformer import Text, TextConfig
-from lesson_04_text_conditioning.text_unet import TextUNet
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
+from lesson_04_text_conditioning.velocity import VelocityUNet
 
 IMAGE_SHAPE = (3, 32, 32)
 # What the pictures show: pairs from training, one caption without a colour, two held-out pairs.
@@ -36,11 +36,12 @@ def new_network(tokenizer):
     """The network of lessons 4 and 5, and the facts that rebuild it from a checkpoint."""
     text = TextConfig(tokenizer.vocab_size, tokenizer.context)
     facts = {"network": asdict(ADM), "text": asdict(text), "tokenizer": tokenizer.to_json()}
-    return TextUNet(ADM, text), facts
+    return VelocityUNet(ADM, text, new_diffusion().alpha_bar), facts
 
 
 def rebuild(facts):
-    return TextUNet(as_config(ADMConfig, facts["network"]), as_config(TextConfig, facts["text"]))
+    config, text = as_config(ADMConfig, facts["network"]), as_config(TextConfig, facts["text"])
+    return VelocityUNet(config, text, new_diffusion().alpha_bar)
 
 
 def tokenizer_of(facts):

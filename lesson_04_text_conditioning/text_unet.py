@@ -29,6 +29,10 @@ class TextUNet(nn.Module):
     pixels and the mask; with `upsample`, an image of lower resolution.
     """
 
+    slow = (
+        "text",
+    )  # a code that changes while the UNet learns to read it is not learned at all (measured: README)
+
     def __init__(self, config, text_config, inpaint=False, upsample=False):
         super().__init__()
         self.config, self.text_config, self.inpaint, self.upsample = config, text_config, inpaint, upsample

@@ -18,7 +18,6 @@ from common.sampling import sample_batches
 from common.training import TrainConfig, train
 from lesson_01_ddpm.diffusion import loss_at_random_t
 from lesson_02_improved_ddpm.sampling import SAMPLERS
-from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_04_text_conditioning.captioned_mnist import (
     IMAGE_SHAPE,
     PROMPTS,
@@ -28,12 +27,15 @@ from lesson_04_text_conditioning.captioned_mnist import (
     sampler_of_prompts,
     train_tokenizer,
 )
+from lesson_04_text_conditioning.velocity import loss_velocity
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
     """Lesson 4: a text-to-image model of coloured digits."""
 
+    batch_size: int = 32
+    learning_rate: float = 3e-3
     sample_steps: int = 100  # ancestral steps a sample
     num_eval: int = 500  # samples measured
 
@@ -51,7 +53,7 @@ def main(config):
 
     def loss(network, x_0, tokens, mask):
         text = network.encode_text(tokens, mask)  # NEW: a caption instead of a class
-        return loss_at_random_t(loss_hybrid, diffusion, partial(network, text=text), x_0)
+        return loss_at_random_t(loss_velocity, diffusion, partial(network, text=text), x_0)
 
     def draw(network, prompts, sampler, steps):
         few = diffusion.evenly(2 if config.dry_run else steps)

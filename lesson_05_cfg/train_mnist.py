@@ -17,7 +17,6 @@ from common.runs import Run, saved_config
 from common.sampling import sample_batches
 from common.training import TrainConfig, train
 from lesson_01_ddpm.diffusion import loss_at_random_t
-from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_04_text_conditioning.captioned_mnist import (
     IMAGE_SHAPE,
     PROMPTS,
@@ -27,6 +26,7 @@ from lesson_04_text_conditioning.captioned_mnist import (
     sampler_of_prompts,
     train_tokenizer,
 )
+from lesson_04_text_conditioning.velocity import loss_velocity
 from lesson_05_cfg.dpm_solver import dpm_solver_sample
 from lesson_05_cfg.guidance import drop_captions, guided
 
@@ -60,7 +60,7 @@ def main(config):
     def loss(network, x_0, tokens, mask):
         mask = drop_captions(mask, config.drop_caption)  # NEW: some learn without their caption
         text = network.encode_text(tokens, mask)
-        return loss_at_random_t(loss_hybrid, diffusion, partial(network, text=text), x_0)
+        return loss_at_random_t(loss_velocity, diffusion, partial(network, text=text), x_0)
 
     def draw(network, prompts, scale):
         few = diffusion.evenly(2 if config.dry_run else config.sample_steps)

@@ -54,10 +54,10 @@ def test_real_mnist(real_data):
 
 
 def test_missing_mnist_is_said(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="--data-dir .* holds no MNIST"):
+    with pytest.raises(UserError, match=r"--data-dir .* holds no MNIST"):
         load_digits("auto", tmp_path)
     monkeypatch.setenv("LESSONS_DATA", str(tmp_path))
-    with pytest.raises(UserError, match="LESSONS_DATA .* holds no MNIST"):
+    with pytest.raises(UserError, match=r"LESSONS_DATA .* holds no MNIST"):
         load_digits("mnist")
     with pytest.raises(UserError, match="auto, mnist or drawn"):
         load_digits("cifar")
@@ -94,7 +94,9 @@ def test_training_never_shows_a_held_out_pair(drawn):
         colours = read_colours(images)
         assert (colours >= 0).all()
         assert not held_out_mask()[drawn.labels[indices], colours].any()
-        for label, colour, caption in list(zip(drawn.labels[indices].tolist(), colours.tolist(), captions))[:50]:
+        for label, colour, caption in list(zip(drawn.labels[indices].tolist(), colours.tolist(), captions))[
+            :50
+        ]:
             words = CAPTIONS[caption].split()
             assert WORDS[label] in words or str(label) in words
             named = [c for c in COLOURS if c in words]
@@ -113,7 +115,9 @@ def test_painting_keeps_the_digit_and_its_colour(drawn):
 
 def test_captions_read_well():
     assert len(CAPTIONS) == 10 * (NO_COLOUR + 1) * 4
-    assert {"a seven", "the digit 7", "a red seven", "the digit 7 in red", "an 8", "an orange 1"} <= set(CAPTIONS)
+    assert {"a seven", "the digit 7", "a red seven", "the digit 7 in red", "an 8", "an orange 1"} <= set(
+        CAPTIONS
+    )
     assert {"a one", "an eight"} <= set(CAPTIONS) and "an one" not in CAPTIONS
 
 

@@ -1,4 +1,6 @@
-"""The maths against things that are known otherwise: simulation, Bayes' rule, closed forms, finite differences."""
+"""The maths against things that are known otherwise: simulation, Bayes' rule, closed forms, finite
+differences.
+"""
 
 import math
 from functools import partial
@@ -31,7 +33,9 @@ def test_q_sample_is_the_chain_run_step_by_step(diffusion):
     generator = torch.Generator().manual_seed(0)
     x = x_0 = torch.full((200_000,), 0.7, dtype=torch.float64)
     for beta in diffusion.betas[:30]:
-        x = (1 - beta).sqrt() * x + beta.sqrt() * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        x = (1 - beta).sqrt() * x + beta.sqrt() * torch.randn(
+            x.shape, generator=generator, dtype=torch.float64
+        )
     shape = (1, 1, 1, 1)
     t = torch.tensor([29])
     mean = diffusion.q_sample(x_0[0].view(shape).float(), t, torch.zeros(shape)).item()
@@ -86,7 +90,7 @@ def test_one_step_is_enough_for_a_sampler_to_run(diffusion):
 
 @pytest.mark.parametrize("spec", ["0", "51", "26,26", "ddim40"])
 def test_impossible_respacing(spec):
-    with pytest.raises(ValueError, match="of 50|of 25"):
+    with pytest.raises(ValueError, match=r"of 50|of 25"):
         space_timesteps(50, spec)
 
 
@@ -110,7 +114,7 @@ def test_losses_refuse_images_that_are_not_scaled(diffusion, loss, channels):
             loss(diffusion, denoiser, wrong, t, noise)
 
 
-# -- the ideal denoiser of a finite set ------------------------------------------------------------------------
+# -- the ideal denoiser of a finite set ------------------------
 
 
 def ideal_denoiser(images, process):
@@ -154,7 +158,11 @@ def test_samples_of_the_ideal_denoiser_are_the_data(sampler, schedule):
 
 def test_no_noise_at_the_last_step(diffusion):
     first, second = (
-        list(ddpm_sample(diffusion, lambda x_t, t: x_t, torch.ones(1, 1, 4, 4), torch.Generator().manual_seed(s)))
+        list(
+            ddpm_sample(
+                diffusion, lambda x_t, t: x_t, torch.ones(1, 1, 4, 4), torch.Generator().manual_seed(s)
+            )
+        )
         for s in (0, 1)
     )
     assert not torch.equal(first[-2].x_prev, second[-2].x_prev)
@@ -162,7 +170,7 @@ def test_no_noise_at_the_last_step(diffusion):
     torch.testing.assert_close(second[-1].x_prev, second[-1].x_0)
 
 
-# -- Gaussian data: the ODE's solution is known ----------------------------------------------------------------
+# -- Gaussian data: the ODE's solution is known ------------------------
 
 MEAN, STD = 0.3, 0.5
 
@@ -197,7 +205,7 @@ def test_dpm_solver_is_of_second_order():
     assert order_of_convergence(dpm_solver_sample, 40) == pytest.approx(4, abs=0.6)
 
 
-# -- learned variance, the bound, and what its gradient may touch ----------------------------------------------
+# -- learned variance, the bound, and what its gradient may touch ------------------------
 
 
 def hybrid_at(diffusion, output, x_0, t, noise):
@@ -217,7 +225,9 @@ def test_the_bound_gives_no_gradient_to_eps_and_a_right_one_to_v(diffusion):
         up[place] += 0.05
         down[place] -= 0.05
         with torch.no_grad():
-            slope = (hybrid_at(diffusion, up, x_0, t, noise) - hybrid_at(diffusion, down, x_0, t, noise)) / 0.1
+            slope = (
+                hybrid_at(diffusion, up, x_0, t, noise) - hybrid_at(diffusion, down, x_0, t, noise)
+            ) / 0.1
         assert output.grad[place].item() == pytest.approx(slope.item(), rel=0.05)
 
 
@@ -225,7 +235,9 @@ def test_bound_is_zero_only_for_the_true_posterior(diffusion):
     torch.manual_seed(0)
     x_0, noise, t = torch.rand(4, 1, 4, 4) * 2 - 1, torch.randn(4, 1, 4, 4), torch.tensor([3, 10, 30, 45])
     x_t = diffusion.q_sample(x_0, t, noise)
-    exact = torch.cat([noise, torch.full_like(noise, -1.0)], 1)  # v = -1 is beta_tilde, the posterior's variance
+    exact = torch.cat(
+        [noise, torch.full_like(noise, -1.0)], 1
+    )  # v = -1 is beta_tilde, the posterior's variance
     assert vb_terms_bits(diffusion, exact, x_0, x_t, t).abs().max() < 1e-4
     assert vb_terms_bits(diffusion, exact + 0.3, x_0, x_t, t).min() > 1e-4
 

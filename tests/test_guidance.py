@@ -1,4 +1,4 @@
-"""Classifier-free guidance: the two identities, the formula, what is not guided, and who loses the caption."""
+"""Classifier-free guidance: the two identities, the formula, what is not guided, who loses the caption."""
 
 from typing import NamedTuple
 
@@ -52,7 +52,9 @@ def test_other_scales_are_one_call_of_twice_the_batch(scale):
 def test_guidance_is_continuous_where_the_calls_change():
     for scale in (0, 1):
         near = guided(Network(), TEXT, EMPTY, scale + 1e-6)(X_T, T)[:, :3]
-        torch.testing.assert_close(near, guided(Network(), TEXT, EMPTY, scale)(X_T, T)[:, :3], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            near, guided(Network(), TEXT, EMPTY, scale)(X_T, T)[:, :3], rtol=0, atol=1e-4
+        )
 
 
 def test_captions_are_dropped_sample_by_sample_at_the_given_rate():

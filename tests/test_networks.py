@@ -160,4 +160,6 @@ def test_tokenizer(tokenizer):
     assert max(len(tokenizer.pieces(caption)) for caption in CAPTIONS) <= tokenizer.context
     again = CaptionTokenizer.from_json(tokenizer.to_json(), tokenizer.context)
     assert torch.equal(again.encode(CAPTIONS)[0], tokenizer.encode(CAPTIONS)[0])
-    assert tokenizer.tokenizer.decode(tokenizer.pieces("the digit 7 in orange ☃")) == "the digit 7 in orange ☃"
+    assert (
+        tokenizer.tokenizer.decode(tokenizer.pieces("the digit 7 in orange ☃")) == "the digit 7 in orange ☃"
+    )

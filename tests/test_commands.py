@@ -1,0 +1,251 @@
+"""The scripts as a person calls them: dry runs, samples in every format, and wrong input answered in one
+line.
+"""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.command import run_command
+from common.runs import load_weights, save_weights, saved_config
+from tests.conftest import ROOT
+
+LESSONS = sorted(path.parent.name for path in ROOT.glob("lesson_0*/train_mnist.py"))
+TEXT_LESSONS = LESSONS[3:]
+
+
+def script(lesson, name):
+    return importlib.import_module(f"{lesson}.{name}")
+
+
+def train(lesson, *flags):
+    module = script(lesson, "train_mnist")
+    run_command(module.main, module.Config, saved_config, argv=[*flags])
+
+
+def sample(lesson, *flags):
+    module = script(lesson, "sample")
+    run_command(module.main, module.Config, argv=[*flags])
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """A dry run of every lesson, on drawn digits."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.data.NUM_DRAWN", 3000)
+        patch.chdir(folder)
+        for lesson in LESSONS:
+            train(lesson, "--dataset", "drawn", "--dry-run", "--out", lesson, "--device", "cpu")
+    return folder
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_dry_run_does_everything(runs, lesson):
+    run = runs / lesson
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"] == "drawn" and config["lesson"] == lesson and config["config"]["dry_run"]
+    assert (run / "metrics.csv").read_text().count("\n") == 3  # a heading and two steps
+    metrics = json.loads((run / "metrics.json").read_text(), parse_constant=pytest.fail)
+    rows = metrics.get("sweep", [metrics])
+    assert all(row["n"] >= 2 and "fid_floor" in row for row in rows)
+    if lesson == "lesson_05_cfg":
+        assert [row["guidance_scale"] for row in rows] == [0, 1, 2, 3, 4, 7, 10, 20]
+    for picture in [run / "loss.png", *run.glob("s*.png"), *run.glob("samples/*.png")]:
+        assert Image.open(picture).size[0] > 100
+    assert len(list(run.glob("samples/*.png"))) == 1 and len(list(run.glob("s*.png"))) == 1
+    _, facts = load_weights(run, lesson)
+    assert facts["step"] == 2 and facts["network"]
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_sample_needs_nothing_but_the_checkpoint(runs, lesson, tmp_path):
+    out = tmp_path / "samples.npz"
+    n = ["--prompt", "a red seven", "--prompt", "a 2"] * (lesson in TEXT_LESSONS)
+    flags = ["--checkpoint", str(runs / lesson), "--num-samples", "3", "--steps", "2", *n]
+    sample(lesson, *flags, "--out", str(out))
+    with np.load(out) as file:
+        images, prompts = file["images"], file["prompts"].tolist()
+    count, channels = (6, 3) if lesson in TEXT_LESSONS else (3, 1)
+    assert images.shape == (count, 32, 32, channels) and images.dtype == np.uint8
+    assert len(prompts) == count
+    if lesson in TEXT_LESSONS:
+        assert prompts == ["a red seven"] * 3 + ["a 2"] * 3
+    for ending in ("png", "gif"):
+        path = tmp_path / f"samples.{ending}"
+        sample(lesson, *flags, "--out", str(path))
+        assert Image.open(path).format == ending.upper()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["samples.gif", "samples.npz", "samples.png"]
+
+
+def test_samples_are_reproducible_and_follow_the_seed(runs, tmp_path):
+    def images(name, *flags):
+        path = tmp_path / f"{name}.npz"
+        flags = ["--checkpoint", str(runs / "lesson_05_cfg"), "--steps", "2", "--out", str(path), *flags]
+        sample("lesson_05_cfg", "--prompt", "a 3", *flags)
+        with np.load(path) as file:
+            return file["images"]
+
+    assert np.array_equal(images("a"), images("b"))
+    assert not np.array_equal(images("a"), images("c", "--seed", "1"))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_every_sampler_of_lesson_5_with_a_prompts_file(runs, sampler, tmp_path):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out.npz"
+    prompts.write_text("a red seven\n\nthe digit 2 in blue\n")
+    flags = ["--prompts-file", str(prompts), "--sampler", sampler, "--steps", "3", "--guidance-scale", "2.5"]
+    sample("lesson_05_cfg", "--checkpoint", str(runs / "lesson_05_cfg"), *flags, "--out", str(out))
+    with np.load(out) as file:
+        assert file["prompts"].tolist() == ["a red seven", "the digit 2 in blue"]
+
+
+def test_a_long_prompt_is_cut_and_that_is_said(runs, tmp_path, capsys):
+    flags = ["--checkpoint", str(runs / "lesson_05_cfg"), "--steps", "1", "--out", str(tmp_path / "a.png")]
+    sample("lesson_05_cfg", *flags, "--prompt", "a photograph of a red seven on a black ground")
+    assert "cut:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_shipped_weights_draw_digits(lesson, tmp_path):
+    from common.classifier import judge
+    from common.data import to_float
+    from common.evaluation import brightness
+
+    if not (ROOT / lesson / "pretrained" / f"{lesson}.safetensors").exists():
+        pytest.skip(f"{lesson} ships no weights yet")
+    out = tmp_path / "samples.npz"
+    few = ["--steps", "25"] if lesson != "lesson_05_cfg" else []
+    number = ["--prompt", "a 7", "--num-samples", "10"] if lesson in TEXT_LESSONS else ["--num-samples", "10"]
+    sample(lesson, *few, *number, "--out", str(out))
+    with np.load(out) as file:
+        images = to_float(torch.from_numpy(file["images"])).permute(0, 3, 1, 2)
+    confidence, digit = judge().read(brightness(images))[1].max(-1)
+    assert (confidence > 0.9).sum() >= 5
+    if lesson == "lesson_05_cfg":
+        assert (digit == 7).sum() >= 8
+
+
+# -- wrong input: one line, exit code 2, nothing written ------------------------
+
+
+def refused(capsys, call, lesson, *flags):
+    """The one line that a wrong call prints."""
+    with pytest.raises(SystemExit) as stop:
+        call(lesson, *map(str, flags))
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert "Traceback" not in captured.err
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, captured.err
+    return lines[0]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty current folder, which must still be empty afterwards but for what the test put there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_wrong_checkpoints(runs, place, capsys):
+    (place / "random.safetensors").write_bytes(bytes(range(256)) * 9)
+    whole = sorted((runs / "lesson_05_cfg" / "checkpoints").glob("step_*.safetensors"))[-1].read_bytes()
+    (place / "short.safetensors").write_bytes(whole[: len(whole) // 2])
+    (place / "empty").mkdir()
+    save_weights(place / "bare.safetensors", {"x": torch.zeros(2)}, {})
+    before = sorted(place.iterdir())
+    for checkpoint, message in {
+        runs
+        / "lesson_04_text_conditioning": "comes from lesson_04_text_conditioning, not from lesson_05_cfg",
+        "random.safetensors": "not a whole .safetensors file",
+        "short.safetensors": "not a whole .safetensors file",
+        "bare.safetensors": "comes from no lesson of this series",
+        "empty": "folder without checkpoints",
+        "nowhere": "is not there",
+    }.items():
+        assert message in refused(capsys, sample, "lesson_05_cfg", "--checkpoint", checkpoint, "--steps", "1")
+    assert sorted(place.iterdir()) == before
+
+
+def test_wrong_sampling_flags(runs, place, capsys):
+    (place / "blank.txt").write_text("\n \n")
+    (place / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (place / "file").write_text("")
+    before = sorted(place.iterdir())
+    good = ["--checkpoint", runs / "lesson_05_cfg", "--prompt", "a 1"]
+    for flags, message in {
+        ("--prompts-file", "none.txt"): "--prompts-file none.txt cannot be read",
+        ("--prompts-file", "blank.txt"): "holds no prompts",
+        ("--prompts-file", "binary.txt"): "not a text file",
+        ("--guidance-scale", -1): "--guidance-scale is -1.0",
+        ("--guidance-scale", "nan"): "--guidance-scale is nan",
+        ("--steps", 0): "--steps is 0",
+        ("--steps", -5): "--steps is -5",
+        ("--steps", 1001): "cannot take 1001 of 1000",
+        ("--num-samples", 0): "--num-samples is 0",
+        ("--sampler", "euler"): "choose ddpm or ddim or dpm++",
+        ("--out", "picture.jpg"): "must end in .png, .npz or .gif",
+        ("--out", "file/picture.png"): "cannot be made or written",
+        ("--device", "abacus"): "--device abacus cannot be used",
+    }.items():
+        assert message in refused(capsys, sample, "lesson_05_cfg", *good, *flags)
+    assert sorted(place.iterdir()) == before
+
+
+def test_a_later_lessons_sampler_is_named(place, capsys):
+    assert "dpm++ comes in lesson 5" in refused(
+        capsys, sample, "lesson_02_improved_ddpm", "--sampler", "dpm++"
+    )
+    assert "--digit 12 is no digit" in refused(capsys, sample, "lesson_03_adm", "--digit", 12)
+
+
+def test_wrong_training_flags(runs, place, capsys, monkeypatch):
+    (place / "file").write_text("")
+    (place / "broken").mkdir()
+    (place / "broken" / "checkpoints").mkdir()
+    (place / "broken" / "config.json").write_text((runs / "lesson_01_ddpm" / "config.json").read_text())
+    (place / "broken" / "checkpoints" / "step_0000001.pt").write_bytes(b"PK not a zip")
+    monkeypatch.setattr("common.data.NUM_DRAWN", 600)
+    before = sorted(place.rglob("*"))
+    for flags, message in {
+        ("--steps", 0): "--steps is 0",
+        ("--batch-size", -2): "--batch-size is -2",
+        ("--time-limit", 0): "--time-limit is 0",
+        ("--learning-rate", 0): "--learning-rate is 0",
+        ("--dataset", "cifar"): "--dataset cifar is unknown",
+        ("--dataset", "mnist", "--data-dir", "."): "holds no MNIST",
+        ("--resume", "nowhere"): "--resume nowhere is not there",
+        ("--resume", runs / "lesson_02_improved_ddpm"): "is a run of lesson_02_improved_ddpm",
+        ("--resume", "broken"): "not a whole training state",
+        ("--out", "file/run"): "cannot be made or written",
+        ("--out", runs / "lesson_01_ddpm"): "holds a run already",
+        ("--device", "abacus"): "--device abacus cannot be used",
+    }.items():
+        assert message in refused(capsys, train, "lesson_01_ddpm", *flags)
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("flags", [["--steps", "many"], ["--no-such-flag"]])
+def test_flags_that_do_not_parse(flags, place, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sample("lesson_05_cfg", *flags)
+    assert stop.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lesson", [LESSONS[0], LESSONS[-1]])
+@pytest.mark.parametrize("name", ["train_mnist", "sample"])
+def test_help_and_wrong_input_from_the_shell(lesson, name, place):
+    path = str(Path(ROOT) / lesson / f"{name}.py")
+    told = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True)
+    assert told.returncode == 0 and "--steps" in told.stdout and "--seed" in told.stdout
+    wrong = subprocess.run([sys.executable, path, "--steps", "0"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr == "error: --steps is 0; it must be greater than zero\n"
+    assert list(place.iterdir()) == []

@@ -1,0 +1,233 @@
+"""The training loop: resuming, stopping, guarding, averaging, writing."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from common.command import UserError
+from common.runs import Run, load_weights, read_json, read_metrics, saved_config, write_atomically
+from common.training import EMA, TrainConfig, learning_rate_factor, train
+from tests.conftest import ROOT
+
+
+class Line:
+    """Points on a line with noise."""
+
+    def __len__(self):
+        return 64
+
+    def batch(self, indices):
+        x = indices[:, None] / 64
+        return x, 3 * x + 0.1 * torch.randn_like(x)
+
+
+def squared(network, x, y):
+    return (network(x) - y).square().mean(1)
+
+
+def run_line(tmp_path, loss=squared, **settings):
+    config = TrainConfig(**{"out": str(tmp_path / "run"), "device": "cpu", "batch_size": 8, **settings})
+    run = Run("lesson_test", config)
+    run.record(data="line")
+    torch.manual_seed(config.seed)
+    network = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+    return run, train(network, loss, Line(), config, run, Line().batch(torch.arange(8)))
+
+
+def final_state(folder):
+    files = sorted((folder / "checkpoints").glob("step_*.pt"))
+    return torch.load(files[-1], weights_only=True)
+
+
+def assert_same(a, b):
+    """Equal bit for bit, through all nesting."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            if key != "minutes":
+                assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_same(x, y)
+    else:
+        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
+    run_line(tmp_path / "whole", steps=40, checkpoint_every=20)
+
+    def stop_at_20(network, x, y):
+        if run_line.steps == 27:
+            raise RuntimeError("power cut")
+        run_line.steps += 1
+        return squared(network, x, y)
+
+    run_line.steps = 0
+    with pytest.raises(RuntimeError):
+        run_line(tmp_path / "cut", stop_at_20, steps=40, checkpoint_every=20)
+    cut = tmp_path / "cut" / "run"
+    resumed = saved_config(str(cut), TrainConfig)
+    assert resumed.steps == 40 and resumed.resume is None
+    run_line(tmp_path / "cut", steps=40, checkpoint_every=20, resume=str(cut), out=None)
+    assert_same(final_state(tmp_path / "whole" / "run"), final_state(cut))
+    steps = [row["step"] for row in read_metrics(cut / "metrics.csv")]
+    assert steps == list(range(1, 41))  # no row twice, none missing
+
+
+SCRIPT = [sys.executable, str(ROOT / "lesson_01_ddpm" / "train_mnist.py")]
+SMALL = [
+    "--dataset",
+    "drawn",
+    "--batch-size",
+    "4",
+    "--num-eval",
+    "2",
+    "--sample-steps",
+    "2",
+    "--eval-steps",
+    "2",
+    "--device",
+    "cpu",
+]
+
+
+def test_kill_9_and_resume_bit_for_bit(tmp_path):
+    """The real script: 8 steps at once, against 8 steps with SIGKILL after the checkpoint of step 4."""
+
+    def start(*flags):
+        return subprocess.Popen(
+            [*SCRIPT, *flags], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    new = [*SMALL, "--steps", "8", "--checkpoint-every", "4"]
+    whole, cut = start(*new, "--out", "whole"), start(*new, "--out", "cut")
+    checkpoint = tmp_path / "cut" / "checkpoints" / "step_0000004.pt"
+    while not checkpoint.exists() and cut.poll() is None:
+        time.sleep(0.005)
+    cut.send_signal(signal.SIGKILL)
+    cut.communicate()
+    assert whole.communicate()[1] is not None and whole.returncode == 0
+    assert not (tmp_path / "cut" / "checkpoints" / "step_0000008.pt").exists(), (
+        "killed too late to show anything"
+    )
+    resumed = start("--resume", "cut")
+    out, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert out.count("run: cut") == 2  # first and last
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "cut"))
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path, capsys):
+    def terminated(network, x, y):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return squared(network, x, y)
+
+    with pytest.raises(SystemExit) as stop:
+        run_line(tmp_path, terminated, steps=100)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert final_state(tmp_path / "run")["step"] == 1
+    assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_nan_stops_and_names_step_and_checkpoint(tmp_path):
+    calls = []
+
+    def breaks(network, x, y):
+        calls.append(1)
+        return squared(network, x, y) * (float("nan") if len(calls) == 9 else 1)
+
+    with pytest.raises(UserError, match=r"step 7: the loss is nan.*step_0000006\.pt"):
+        run_line(tmp_path, breaks, steps=20, checkpoint_every=3)
+    assert all(p.isfinite().all() for p in final_state(tmp_path / "run")["network"].values())
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path):
+    run, _ = run_line(tmp_path, steps=25, checkpoint_every=5)
+    names = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
+    newest = [f"step_00000{n}.{kind}" for n in (20, 25) for kind in ("pt", "safetensors")]
+    assert names == ["best.safetensors", *newest]
+    measured = {
+        r["step"]: r["validation_loss"]
+        for r in read_metrics(run.folder / "metrics.csv")
+        if "validation_loss" in r
+    }
+    _, facts = load_weights(run.folder / "checkpoints" / "best.safetensors", "lesson_test")
+    assert facts["validation_loss"] == pytest.approx(min(measured.values()), rel=1e-4)
+    assert facts["step"] == min(measured, key=measured.get)
+    assert (run.folder / "loss.png").stat().st_size > 1000
+    assert read_json(run.folder / "config.json")["data"] == "line"
+
+
+def test_metrics_record_the_learning_rate_of_each_step(tmp_path):
+    run, _ = run_line(tmp_path, steps=30, learning_rate=0.5)
+    with open(run.folder / "metrics.csv", newline="") as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    expected = [0.5 * learning_rate_factor(step, step / 30) for step in range(30)]
+    assert rates == pytest.approx(expected, rel=1e-4)
+
+
+def test_time_limit_ends_the_run_and_the_decay_follows_the_time(tmp_path):
+    run, _ = run_line(tmp_path, time_limit=0.02, checkpoint_every=10_000)
+    rows = read_metrics(run.folder / "metrics.csv")
+    assert rows[-1]["minutes"] >= 0.02 > rows[-2]["minutes"]
+    late = rows[-1]
+    factor = learning_rate_factor(late["step"] - 1, rows[-2]["minutes"] / 0.02)
+    assert late["learning_rate"] == pytest.approx(2e-3 * factor, rel=1e-3)
+
+
+def test_budget_is_whichever_comes_first():
+    config = TrainConfig(steps=100, time_limit=2.0)
+    assert (
+        config.progress(50, 0.2) == 0.5 and config.progress(50, 1.5) == 0.75 and config.progress(500, 0) == 1
+    )
+    default = TrainConfig()
+    assert default.progress(default.default_steps, 0) == 1 == default.progress(0, default.default_minutes)
+    assert TrainConfig(steps=10**6, dry_run=True).progress(2, 0) == 1
+
+
+def test_ema_starts_as_a_plain_average_and_ends_at_its_decay():
+    network = nn.Linear(1, 1, bias=False)
+    ema = EMA(network, decay=0.9)
+    average = network.weight.item()
+    for step, value in enumerate([5.0, -1.0, 2.0, 8.0] * 50):
+        nn.init.constant_(network.weight, value)
+        ema.update(network, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * value
+    assert ema.network.weight.item() == pytest.approx(average, rel=1e-4)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def half(part):
+        part.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(UserError, match="disk full"):
+        write_atomically(path, half)
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"] and path.read_text() == "old"
+
+
+def test_training_does_not_disturb_the_callers_random_numbers():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    train(nn.Linear(1, 1), squared, Line(), TrainConfig(steps=2, device="cpu"))
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_tensorboard_events_are_written_where_it_is_installed(tmp_path):
+    pytest.importorskip("tensorboard")
+    run, _ = run_line(tmp_path, steps=2)
+    assert list(run.folder.glob("events.out.tfevents.*"))
