@@ -124,38 +124,35 @@ def read_colours(images):
 
 
 def evaluate(images, reference, digits=None, colours=None):
-    """All numbers for samples [N, 1 or 3, 32, 32] in [-1, 1]; with the digits and colours asked for, the
-    accuracies too.
+    """All numbers for samples [N >= 2, 1 or 3, 32, 32] in [-1, 1]; None where a number cannot be had.
+
+    digits, colours: what was asked for, [N] each, if anything was.
     """
     images = images.float().cpu()
     features, probabilities = judge().read(brightness(images))
-    n = len(images)
-    real = real_sample(reference, min(n, len(reference.features)))
-    result = {"n": n, "reference": reference.name}
-    if n >= 2:
-        result |= {
-            "fid": fid(features, reference),
-            "fid_floor": fid(real, reference),
-            "kid": kid(features, reference),
-        }
-    result["confident"] = (probabilities.amax(-1) > 0.9).float().mean().item()
-    result["confident_real"] = (reference.confidence > 0.9).float().mean().item()
-    read = probabilities.argmax(-1)
-    if digits is None:
-        result["diversity"] = diversity(features, read, reference)
-        return result
-    right = read == digits
-    result["digit_accuracy"] = right.float().mean().item()
-    if colours is None:
-        result["diversity"] = diversity(features, digits, reference)
-        return result
-    colour_right = read_colours(images) == colours
-    held_out = held_out_mask()[digits, colours]
-    result["colour_accuracy"] = colour_right.float().mean().item()
-    result["both_accuracy"] = (right & colour_right).float().mean().item()
-    result["held_out_both_accuracy"] = (right & colour_right)[held_out].float().mean().item()
-    result["diversity"] = diversity(features, digits * len(PALETTE) + colours, reference)
-    return result
+    confidence, read = probabilities.max(-1)
+    real = real_sample(reference, min(len(images), len(reference.features)))
+    result = {
+        "n": len(images),
+        "reference": reference.name,
+        "fid": fid(features, reference),
+        "fid_floor": fid(real, reference),
+        "kid": kid(features, reference),
+        "confident": (confidence > 0.9).float().mean().item(),
+        "confident_real": (reference.confidence > 0.9).float().mean().item(),
+    }
+    groups = read if digits is None else digits
+    if digits is not None:
+        result["digit_accuracy"] = (read == digits).float().mean().item()
+    if colours is not None:
+        colour_right = read_colours(images) == colours
+        both = (read == digits) & colour_right
+        result["colour_accuracy"] = colour_right.float().mean().item()
+        result["both_accuracy"] = both.float().mean().item()
+        result["held_out_both_accuracy"] = both[held_out_mask()[digits, colours]].float().mean().item()
+        groups = digits * len(PALETTE) + colours
+    result["diversity"] = diversity(features, groups, reference)
+    return {name: None if value != value else value for name, value in result.items()}  # NaN is no JSON
 
 
 def report(run, samples, reference, picture, digits=None, colours=None, **labels):

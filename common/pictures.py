@@ -1,5 +1,6 @@
 """Pictures of samples, trajectories and losses. Images come in as float [N, 1 or 3, H, W] in [-1, 1]."""
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -28,16 +29,17 @@ def label_grid(images, columns, row_labels=None, column_labels=None, title=None,
         1, 2, 0
     )
     side = images.shape[-1] + 2
-    left = max((len(str(label)) for label in row_labels or [""]), default=0) * 0.075 + 0.1
-    top = 0.1 + 0.25 * bool(column_labels) + 0.25 * bool(title)
+    column_labels = [textwrap.fill(str(label), 11) for label in column_labels or []]
+    left = 0.1 + 0.075 * max(len(str(label)) for label in row_labels or [""])
+    top = 0.1 + 0.17 * max((label.count("\n") + 1 for label in column_labels), default=0) + 0.25 * bool(title)
     width, height = columns * side * scale / 100, rows * side * scale / 100
     figure = Figure((width + left + 0.1, height + top + 0.1), dpi=150)
     size = figure.get_size_inches()
     axes = figure.add_axes((left / size[0], 0.1 / size[1], width / size[0], height / size[1]))
     axes.imshow(picture.numpy(), interpolation="nearest")
-    axes.set_xticks([side * (i + 0.5) for i in range(columns)] if column_labels else [], column_labels or [])
+    axes.set_xticks([side * (i + 0.5) for i in range(len(column_labels))], column_labels)
     axes.set_yticks([side * (i + 0.5) for i in range(rows)] if row_labels else [], row_labels or [])
-    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=8)
     for spine in axes.spines.values():
         spine.set_visible(False)
     if title:

@@ -83,9 +83,8 @@ class Run:
         self.write_json("config.json", self.info)
 
     def write_json(self, name, content):
-        write_atomically(
-            self.folder / name, lambda path: path.write_text(json.dumps(content, indent=1) + "\n")
-        )
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        write_atomically(self.folder / name, lambda path: path.write_text(text))
 
     # -- metrics ---------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from lesson_04_text_conditioning.velocity import VelocityUNet
 
 IMAGE_SHAPE = (3, 32, 32)
 # What the pictures show: pairs from training, one caption without a colour, two held-out pairs.
-PROMPTS = ["a red seven", "the digit 2 in white", "a 5 in purple", "the yellow digit eight", "an orange six"]
+PROMPTS = ["a red seven", "the digit 2 in white", "the digit 5 in purple", "a yellow eight", "an orange six"]
 PROMPTS += ["the digit 4", "a blue three", "a green 0"]
 ADM = ADMConfig(
     in_channels=3,

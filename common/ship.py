@@ -1,0 +1,109 @@
+"""Make a finished run the one that its lesson shows: weights, numbers, pictures, and the READMEs' tables.
+
+    python -m common.ship runs/lesson_05_cfg/2026-01-31_12-00-00
+
+writes <lesson>/pretrained (weights in half precision) and <lesson>/results, then fills the READMEs' blocks
+marked `<!-- results LESSON -->` from the result files. `python -m common.ship` alone fills the READMEs again.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from common.command import UserError, run_command
+from common.runs import load_weights, read_json, save_weights, write_atomically
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = {
+    "guidance_scale": "s",
+    "n": "n",
+    "digit_accuracy": "digit right",
+    "colour_accuracy": "colour right",
+    "held_out_both_accuracy": "both right, held-out pairs",
+    "confident": "read with confidence > 0.9",
+    "fid": "FID",
+    "fid_floor": "FID of real digits",
+    "kid": "KID",
+    "diversity": "diversity (real: 1)",
+}
+COUNTS, SHARES = (
+    ("n", "guidance_scale"),
+    ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident"),
+)
+
+
+@dataclass(frozen=True)
+class ShipConfig:
+    """Put a finished run in its lesson's folder, and fill the tables of the READMEs."""
+
+    run: tyro.conf.Positional[str | None] = None  # the run's folder; without it only the READMEs are filled
+
+
+def main(config):
+    if config.run:
+        ship(Path(config.run))
+    for readme in [ROOT / "README.md", *sorted(ROOT.glob("lesson_*/README.md"))]:
+        readme.write_text(filled(readme))
+
+
+def ship(run):
+    info, metrics = read_json(run / "config.json"), read_json(run / "metrics.json")
+    lesson = ROOT / info["lesson"]
+    results, pretrained = lesson / "results", lesson / "pretrained"
+    for folder in (results, pretrained):
+        folder.mkdir(exist_ok=True)
+    weights, facts = load_weights(run, info["lesson"])
+    for private in ("data_dir", "out"):
+        facts["config"].pop(private, None)
+    command = re.sub(r" --(data-dir|out) \S+", "", info["command"])
+    facts, metrics = facts | {"command": command, "metrics": metrics}, metrics | {"command": command}
+    metrics["minutes"], metrics["parameters"] = facts["minutes"], sum(w.numel() for w in weights.values())
+    name = f"{info['lesson']}.safetensors"
+    write_atomically(pretrained / name, lambda path: save_weights(path, weights, facts, half=True))
+    write_atomically(
+        results / "metrics.json", lambda path: path.write_text(json.dumps(metrics, indent=1) + "\n")
+    )
+    for file in [run / "metrics.csv", run / "loss.png", *run.glob("s*.png")]:
+        shutil.copy(file, results)
+
+
+def filled(readme):
+    """The README's text with each block between two `<!-- results lesson -->` marks made anew."""
+
+    def block(found):
+        lesson = found[1]
+        if not (ROOT / lesson / "results" / "metrics.json").exists():
+            raise UserError(f"{readme} asks for results of {lesson}; ship a run of it first")
+        return f"<!-- results {lesson} -->\n{table(lesson, readme.parent)}\n<!-- end -->"
+
+    return re.sub(r"<!-- results (\w+) -->.*?<!-- end -->", block, readme.read_text(), flags=re.DOTALL)
+
+
+def table(lesson, start):
+    """The lesson's picture and table, as Markdown seen from the folder `start`."""
+    metrics = read_json(ROOT / lesson / "results" / "metrics.json")
+    rows = metrics.get("sweep", [metrics])
+    columns = [name for name in COLUMNS if name in rows[0]]
+    lines = ["| " + " | ".join(COLUMNS[name] for name in columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(shown(name, row[name]) for name in columns) + " |" for row in rows]
+    picture = "sweep.png" if "sweep" in metrics else "samples.png"
+    path = (ROOT / lesson / "results" / picture).relative_to(start)
+    machine = metrics["machine"]
+    hardware = machine.get("gpu", f"{machine['cpu_threads']} CPU threads")
+    note = f"`{metrics['command']}`: {metrics['minutes']:.1f} minutes of training on {hardware}, "
+    note += f"{metrics['parameters']:,} parameters."
+    return "\n".join([f"![samples]({path.as_posix()})", "", *lines, "", note])
+
+
+def shown(name, value):
+    if value is None:
+        return "-"
+    return f"{value:g}" if name in COUNTS else f"{value:.1%}" if name in SHARES else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    run_command(main, ShipConfig)
