@@ -21,7 +21,7 @@ def run_command(main, config_type, saved_config=None, argv=None):
         config = tyro.cli(config_type, args=argv)
         if saved_config and config.resume:
             config = tyro.cli(config_type, args=argv, default=saved_config(config.resume, config_type))
-        check_ranges(config)
+        check_flags(config)
         main(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -42,7 +42,9 @@ POSITIVE = {
 }
 
 
-def check_ranges(config):
+def check_flags(config):
+    """Refuse, before anything is done, what can be seen to be wrong. Raises UserError."""
+    pick_device(getattr(config, "device", "auto"))
     for field in fields(config):
         value = getattr(config, field.name)
         flag = "--" + field.name.replace("_", "-")

@@ -93,6 +93,9 @@ def find_mnist(data_dir, train):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return MNIST("data", train=train, download=True)
     except (RuntimeError, OSError) as error:
+        for folder in ("data/MNIST/raw", "data/MNIST", "data"):  # what the attempt left behind, if empty
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
         reason = str(error).splitlines()[0]
         raise UserError(
             f"MNIST could not be downloaded ({reason}); check the network, name a folder with --data-dir, "

@@ -51,36 +51,32 @@ def make_folder(folder, flag):
 class Run:
     """runs/<lesson>/<time>/ with config.json, metrics.csv, loss.png, samples/ and checkpoints/."""
 
-    def __init__(self, lesson, config):
-        self.lesson = lesson
+    def __init__(self, lesson, config, data):
+        """Make the folder, or find the one to resume. data: the name of the data set, which may not change."""
+        self.lesson, self.info = (
+            lesson,
+            {"lesson": lesson, "data": data, "config": dataclasses.asdict(config)},
+        )
         if config.resume:
             self.state_file = find_state(config.resume)
+            self.state = load_state(self.state_file)
             self.folder = self.state_file.parent.parent
+            old = read_json(self.folder / "config.json")
+            self.info["command"] = old["command"]
+            if old["data"] != data:
+                raise UserError(f"--resume {self.folder}: trained on {old['data']} digits, now finds {data}")
         else:
-            self.state_file = None
+            self.state_file = self.state = None
             self.folder = Path(config.out or f"runs/{lesson}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-            if config.out and (self.folder / "config.json").exists():
-                raise UserError(
-                    f"--out {self.folder} holds a run already; go on with --resume, or name another place"
-                )
+            self.info["command"] = " ".join(["python", *map(shlex.quote, sys.argv)])
+            if (self.folder / "config.json").exists():
+                raise UserError(f"--out {self.folder} holds a run already; use --resume, or name another")
+        self.info["machine"] = describe_machine()
         for folder in (self.folder, self.folder / "samples", self.folder / "checkpoints"):
             make_folder(folder, "--out")
-        self.info = {
-            "lesson": lesson,
-            "command": " ".join(["python", *map(shlex.quote, sys.argv)]),
-            "config": dataclasses.asdict(config),
-            "machine": describe_machine(),
-        }
+        self.write_json("config.json", self.info)
         self.writer = tensorboard_writer(self.folder)
         print(f"run: {self.folder}")
-
-    def record(self, **facts):
-        """Add to config.json. Raises UserError if a resumed run finds another data set than it began with."""
-        old = read_json(self.folder / "config.json") if self.state_file else {}
-        if "data" in facts and old.get("data", facts["data"]) != facts["data"]:
-            raise UserError(f"{self.folder} was trained on {old['data']} digits, now finds {facts['data']}")
-        self.info |= facts
-        self.write_json("config.json", self.info)
 
     def write_json(self, name, content):
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -117,10 +113,6 @@ class Run:
         for old in sorted(folder.glob("step_*.pt"))[:-2]:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
-
-    def load_state(self):
-        """What `save` wrote, or None for a run that starts."""
-        return load_state(self.state_file) if self.state_file else None
 
 
 def save_weights(path, weights, facts, half=False):

@@ -138,7 +138,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(parameter_groups(self.network), betas=(0.9, 0.99), fused=fused)
         self.step, self.minutes, self.best = 0, 0.0, math.inf
         if run:
-            self.restore(run.load_state())
+            self.restore(run.state)
             run.open_metrics(self.step)
 
     def train(self):
@@ -230,7 +230,7 @@ class Trainer:
         bar.update(100 * progress - bar.n)
 
     def give_up(self, loss, grad_norm):
-        message = f"step {self.step}: the loss is {loss}, its gradient's norm {grad_norm}"
+        message = f"step {self.step + 1}: the loss is {loss}, its gradient's norm {grad_norm}"
         saved = (
             f"; the last good checkpoint is {self.run.state_file}" if self.run and self.run.state_file else ""
         )

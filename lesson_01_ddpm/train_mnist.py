@@ -44,9 +44,8 @@ def new_diffusion():
 
 
 def main(config):
-    run = Run("lesson_01_ddpm", config)
     digits, held_back = (load_digits(config.dataset, config.data_dir, train) for train in (True, False))
-    run.record(data=digits.name)
+    run = Run("lesson_01_ddpm", config, digits.name)
     torch.manual_seed(config.seed)
     network, facts = UNet(NETWORK), {"network": asdict(NETWORK)}
     diffusion = new_diffusion()

@@ -39,9 +39,8 @@ class Config(TrainConfig):
 
 
 def main(config):
-    run = Run("lesson_03_adm", config)
     digits, held_back = (load_digits(config.dataset, config.data_dir, train) for train in (True, False))
-    run.record(data=digits.name)
+    run = Run("lesson_03_adm", config, digits.name)
     torch.manual_seed(config.seed)
     network, facts = ClassUNet(NETWORK), {"network": asdict(NETWORK)}
     diffusion = new_diffusion()

@@ -43,9 +43,8 @@ class Config(TrainConfig):
 
 
 def main(config):
-    run = Run("lesson_04_text_conditioning", config)
     digits, held_back = (load_digits(config.dataset, config.data_dir, train) for train in (True, False))
-    run.record(data=digits.name)
+    run = Run("lesson_04_text_conditioning", config, digits.name)
     tokenizer = train_tokenizer()
     torch.manual_seed(config.seed)
     network, facts = new_network(tokenizer)

@@ -48,9 +48,8 @@ class Config(TrainConfig):
 
 
 def main(config):
-    run = Run("lesson_05_cfg", config)
     digits, held_back = (load_digits(config.dataset, config.data_dir, train) for train in (True, False))
-    run.record(data=digits.name)
+    run = Run("lesson_05_cfg", config, digits.name)
 
     tokenizer = train_tokenizer()
     torch.manual_seed(config.seed)

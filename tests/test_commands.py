@@ -213,7 +213,7 @@ def test_wrong_training_flags(runs, place, capsys, monkeypatch):
     (place / "broken" / "checkpoints").mkdir()
     (place / "broken" / "config.json").write_text((runs / "lesson_01_ddpm" / "config.json").read_text())
     (place / "broken" / "checkpoints" / "step_0000001.pt").write_bytes(b"PK not a zip")
-    monkeypatch.setattr("common.data.NUM_DRAWN", 600)
+    monkeypatch.setattr("common.data.NUM_DRAWN", 3000)
     before = sorted(place.rglob("*"))
     for flags, message in {
         ("--steps", 0): "--steps is 0",
@@ -225,8 +225,8 @@ def test_wrong_training_flags(runs, place, capsys, monkeypatch):
         ("--resume", "nowhere"): "--resume nowhere is not there",
         ("--resume", runs / "lesson_02_improved_ddpm"): "is a run of lesson_02_improved_ddpm",
         ("--resume", "broken"): "not a whole training state",
-        ("--out", "file/run"): "cannot be made or written",
-        ("--out", runs / "lesson_01_ddpm"): "holds a run already",
+        ("--dataset", "drawn", "--out", "file/run"): "cannot be made or written",
+        ("--dataset", "drawn", "--out", runs / "lesson_01_ddpm"): "holds a run already",
         ("--device", "abacus"): "--device abacus cannot be used",
     }.items():
         assert message in refused(capsys, train, "lesson_01_ddpm", *flags)

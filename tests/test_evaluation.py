@@ -94,9 +94,8 @@ def test_diversity_of_real_is_one_and_of_copies_zero(digits, reference):
 
 def test_prompt_and_colour_accuracy(digits, reference):
     _, wanted, colours = balanced_prompts(700)
-    images = digits.images[:4000][
-        torch.stack([(digits.labels == d).nonzero()[i, 0] for i, d in enumerate(wanted)])
-    ]
+    place = torch.arange(700) // 10 * 10 + wanted  # the labels run 0, 1 .. 9, 0 ..
+    images = digits.images[place]
     right = evaluate(paint(images, colours), reference, wanted, colours)
     assert right["colour_accuracy"] == 1 and right["digit_accuracy"] > 0.85 and right["n"] == 700
     assert right["held_out_both_accuracy"] > 0.7 and right["fid"] > 0 and right["fid_floor"] > 0
