@@ -75,9 +75,7 @@ class ClassifierConfig:
     """Train the classifier that measures all lessons."""
 
     dataset: str = "mnist"  # mnist (writes common/pretrained) or drawn (prints only)
-    data_dir: str | None = (
-        None  # folder that holds MNIST/raw; default $LESSONS_DATA, else a download to ./data
-    )
+    data_dir: str | None = None  # the folder above MNIST/raw; default $LESSONS_DATA, else a download to data/
     epochs: int = 14
     batch_size: int = 128
     seed: int = 0

@@ -31,15 +31,9 @@ def run_command(main, config_type, saved_config=None, argv=None):
 
 
 # Flags that count something, or measure a time or a rate; None stands for "not given".
-POSITIVE = {
-    "steps",
-    "time_limit",
-    "batch_size",
-    "learning_rate",
-    "num_samples",
-    "sample_steps",
-    "checkpoint_every",
-}
+POSITIVE = {"steps", "time_limit", "batch_size", "learning_rate", "num_samples", "checkpoint_every"}
+POSITIVE |= {"sample_steps", "eval_steps", "num_eval"}
+SHARES = {"drop_caption", "ema_decay"}
 
 
 def check_flags(config):
@@ -50,6 +44,8 @@ def check_flags(config):
         flag = "--" + field.name.replace("_", "-")
         if field.name in POSITIVE and value is not None and not value > 0:
             raise UserError(f"{flag} is {value}; it must be greater than zero")
+        if field.name in SHARES and not 0 <= value <= 1:
+            raise UserError(f"{flag} is {value}; it must lie between 0 and 1")
         if field.name == "guidance_scale" and not 0 <= value < float("inf"):
             raise UserError(f"{flag} is {value}; it must be 0 (no caption), 1 (plain caption) or greater")
 
@@ -76,6 +72,6 @@ def autocast(device):
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        cpu = device.type == "cpu"
-        fast = cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so perhaps absent
+        fast = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)

@@ -52,7 +52,7 @@ class Run:
     """runs/<lesson>/<time>/ with config.json, metrics.csv, loss.png, samples/ and checkpoints/."""
 
     def __init__(self, lesson, config, data):
-        """Make the folder, or find the one to resume. data: the name of the data set, which may not change."""
+        """Make the folder, or find the one to resume. data: the data set's name, which may not change."""
         self.lesson, self.info = (
             lesson,
             {"lesson": lesson, "data": data, "config": dataclasses.asdict(config)},

@@ -47,7 +47,7 @@ def main(config):
     if config.run:
         ship(Path(config.run))
     for readme in [ROOT / "README.md", *sorted(ROOT.glob("lesson_*/README.md"))]:
-        readme.write_text(filled(readme))
+        readme.write_text(filled(readme), encoding="utf-8")
 
 
 def ship(run):
@@ -80,7 +80,9 @@ def filled(readme):
             raise UserError(f"{readme} asks for results of {lesson}; ship a run of it first")
         return f"<!-- results {lesson} -->\n{table(lesson, readme.parent)}\n<!-- end -->"
 
-    return re.sub(r"<!-- results (\w+) -->.*?<!-- end -->", block, readme.read_text(), flags=re.DOTALL)
+    return re.sub(
+        r"<!-- results (\w+) -->.*?<!-- end -->", block, readme.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
 
 
 def table(lesson, start):

@@ -25,17 +25,15 @@ from common.pictures import save_loss_curve
 @dataclass(frozen=True)
 class TrainConfig:
     dataset: str = "auto"  # auto (MNIST if it can be had, else drawn digits), mnist or drawn
-    data_dir: str | None = (
-        None  # folder that holds MNIST/raw; default $LESSONS_DATA, else a download to ./data
-    )
+    data_dir: str | None = None  # the folder above MNIST/raw; default $LESSONS_DATA, else a download to data/
     steps: int | None = None  # train so many steps; without --steps and --time-limit, the lesson's own budget
     time_limit: float | None = None  # train so many minutes; the learning rate decays with the time used
-    batch_size: int = 64
-    learning_rate: float = 2e-3
+    batch_size: int = 64  # images a step
+    learning_rate: float = 2e-3  # the highest; after a warm-up it decays along a cosine
     ema_decay: float = 0.995  # of the averaged weights, reached after a warm-up
-    seed: int = 0
+    seed: int = 0  # of weights, batches, noise and samples
     device: str = "auto"  # auto, cpu, cuda, mps
-    checkpoint_every: int = 500  # steps
+    checkpoint_every: int = 500  # steps between checkpoints
     resume: str | None = None  # a run's folder or one of its checkpoints, to go on where it stopped
     out: str | None = None  # the run's folder; default runs/<lesson>/<time>
     dry_run: bool = False  # two steps of everything, to see that it works

@@ -29,9 +29,7 @@ class TextUNet(nn.Module):
     pixels and the mask; with `upsample`, an image of lower resolution.
     """
 
-    slow = (
-        "text",
-    )  # a code that changes while the UNet learns to read it is not learned at all (measured: README)
+    slow = ("text",)  # for common.training: while the captions' code keeps changing, it is hardly learned
 
     def __init__(self, config, text_config, inpaint=False, upsample=False):
         super().__init__()

@@ -34,8 +34,8 @@ from lesson_04_text_conditioning.velocity import loss_velocity
 class Config(TrainConfig):
     """Lesson 4: a text-to-image model of coloured digits."""
 
-    batch_size: int = 32
-    learning_rate: float = 3e-3
+    batch_size: int = 32  # images a step
+    learning_rate: float = 3e-3  # the highest; after a warm-up it decays along a cosine
     sample_steps: int = 100  # ancestral steps a sample
     num_eval: int = 500  # samples measured
 

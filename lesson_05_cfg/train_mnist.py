@@ -38,8 +38,8 @@ SHOWN = 3  # the scale of the pictures along the way
 class Config(TrainConfig):
     """Lesson 5: a text-to-image model of coloured digits, trained so that it can be guided."""
 
-    batch_size: int = 32
-    learning_rate: float = 3e-3
+    batch_size: int = 32  # images a step
+    learning_rate: float = 3e-3  # the highest; after a warm-up it decays along a cosine
     drop_caption: float = 0.1  # share of captions replaced by the empty one
     sample_steps: int = 15  # of DPM-Solver++ a sample
     num_eval: int = 1000  # samples measured at each guidance scale

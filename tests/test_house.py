@@ -6,6 +6,7 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
+from common.ship import filled
 from tests.conftest import ROOT
 
 FILES = sorted(ROOT.glob("lesson_*/*.py"))
@@ -27,3 +28,11 @@ def test_no_file_hides_a_module(path):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("lesson_0*/pretrained/*")), ids=lambda path: path.name)
 def test_shipped_weights_are_small(path):
     assert path.stat().st_size <= 5_000_000
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted(ROOT.glob("lesson_*/README.md"))], ids=lambda path: path.parent.name
+)
+def test_tables_agree_with_the_result_files(path):
+    if "<!-- results" in path.read_text(encoding="utf-8"):
+        assert filled(path) == path.read_text(encoding="utf-8"), "run `python -m common.ship`"

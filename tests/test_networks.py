@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from common.captions import CAPTIONS
 from lesson_01_ddpm.train_mnist import NETWORK as LESSON_1
 from lesson_01_ddpm.unet import UNet, timestep_embedding
+from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_03_adm.adm_unet import ADMConfig, ClassUNet
-from lesson_04_text_conditioning.captioned_mnist import ADM, sampler_of_prompts
+from lesson_04_text_conditioning.captioned_mnist import ADM, new_diffusion, sampler_of_prompts
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_04_text_conditioning.text_unet import TextAttention, TextUNet
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
+from lesson_04_text_conditioning.velocity import VelocityUNet, loss_velocity
 from lesson_05_cfg.dpm_solver import dpm_solver_sample
 from lesson_05_cfg.guidance import guided
 
@@ -127,7 +129,6 @@ def test_text_is_encoded_once_a_prompt_not_once_a_step(tokenizer):
     network = text_unet(tokenizer).eval()
     encoded = []
     network.text.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
-    from lesson_04_text_conditioning.captioned_mnist import new_diffusion
 
     def start(text, empty, x_T, generator):
         return dpm_solver_sample(new_diffusion().evenly(6), guided(network, text, empty, 3), x_T)
@@ -136,6 +137,31 @@ def test_text_is_encoded_once_a_prompt_not_once_a_step(tokenizer):
     for _ in start_at(torch.arange(3), torch.randn(3, 3, 32, 32), None):
         pass
     assert encoded == [2, 1]  # two different prompts, one empty caption
+
+
+def test_velocity_is_another_reading_of_the_same_output(tokenizer):
+    """eps_hat and x_0 follow from the velocity, and the loss is its squared error (Salimans & Ho 2022)."""
+    diffusion = new_diffusion()
+    torch.manual_seed(0)
+    config = TextConfig(tokenizer.vocab_size, width=32, layers=1)
+    network = awake(VelocityUNet(TINY, config, diffusion.alpha_bar))
+    x_0, noise, t = torch.rand(3, 3, 32, 32) * 2 - 1, torch.randn(3, 3, 32, 32), torch.tensor([5, 500, 980])
+    x_t = diffusion.q_sample(x_0, t, noise)
+    text = network.encode_text(*tokenizer.encode(["a red seven"] * 3))
+    with torch.no_grad():
+        velocity = TextUNet.forward(network, x_t, t, text)[:, :3]
+        output = network(x_t, t, text)
+        loss = loss_velocity(diffusion, lambda x, t: output, x_0, t, noise)
+        hybrid = loss_hybrid(diffusion, lambda x, t: output, x_0, t, noise)
+    alpha_bar = diffusion.alpha_bar[t].float().view(-1, 1, 1, 1)
+    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    x_0_hat = diffusion.x_0_from_noise(x_t, t, output[:, :3])
+    torch.testing.assert_close(x_0_hat, alpha * x_t - sigma * velocity, rtol=0, atol=1e-3)
+    wanted = alpha * noise - sigma * x_0
+    bits = hybrid - (output[:, :3] - noise).square().flatten(1).mean(1)
+    torch.testing.assert_close(
+        loss - bits, (velocity - wanted).square().flatten(1).mean(1), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_inpainting_and_upsampling_inputs(tokenizer):
