@@ -24,7 +24,7 @@ NUM_DRAWN = 15_000  # drawn digits to train on; a fifth of that beside them
 @dataclass(frozen=True)
 class Digits:
     name: str  # "mnist" or "drawn"
-    images: torch.Tensor  # float [N, 1, 32, 32] in [-1, 1]
+    images: torch.Tensor  # float [N, 1 or 3, 32, 32] in [-1, 1]
     labels: torch.Tensor  # int64 [N]
 
     def __len__(self):
@@ -57,24 +57,26 @@ def check_range(x_0):
         )
 
 
-def load_digits(dataset="auto", data_dir=None, train=True):
+def load_digits(dataset="auto", data_dir=None, train=True, channels=1):
     """Load all digits of a split into memory and say in one line which they are.
 
     dataset: "auto" is MNIST if it can be had, else drawn digits; "mnist" raises UserError instead; "drawn".
     data_dir: the folder that holds MNIST/raw, by default $LESSONS_DATA, else ./data (downloaded to).
+    channels: 1, or 3 equal ones.
     """
     if dataset not in ("auto", "mnist", "drawn"):
         raise UserError(f"--dataset {dataset} is unknown; choose auto, mnist or drawn")
     if dataset != "drawn":
         try:
             mnist = find_mnist(data_dir, train)
-            return Digits("mnist", pad(mnist.data), mnist.targets)
+            return Digits("mnist", pad(mnist.data, channels), mnist.targets)
         except UserError as error:
             if dataset == "mnist" or data_dir is not None:
                 raise
             print(f"data: drawn digits, because {error}")
     labels = torch.arange(NUM_DRAWN if train else NUM_DRAWN // 5) % 10
-    return Digits("drawn", pad(draw_digits(labels, torch.Generator().manual_seed(int(train)))), labels)
+    drawn = draw_digits(labels, torch.Generator().manual_seed(int(train)))
+    return Digits("drawn", pad(drawn, channels), labels)
 
 
 def find_mnist(data_dir, train):
@@ -103,6 +105,6 @@ def find_mnist(data_dir, train):
         ) from None
 
 
-def pad(images):
-    """uint8 [N, 28, 28] to float [N, 1, 32, 32] in [-1, 1]."""
-    return to_float(F.pad(images, (2, 2, 2, 2)))[:, None]
+def pad(images, channels=1):
+    """uint8 [N, 28, 28] to float [N, channels, 32, 32] in [-1, 1]; the channels share their memory."""
+    return to_float(F.pad(images, (2, 2, 2, 2)))[:, None].expand(-1, channels, -1, -1)
