@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from torch import nn
-from torchmetrics.image import FrechetInceptionDistance, KernelInceptionDistance
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from common.captions import PALETTE, held_out_mask
 from common.classifier import NUM_FEATURES, PRETRAINED, judge
