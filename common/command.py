@@ -51,10 +51,7 @@ def check_flags(config):
 
 
 def pick_device(name="auto"):
-    """The device called `name`; `auto` is the GPU where there is one.
-
-    Raises UserError when the device is not there.
-    """
+    """The device called `name`; `auto` is the GPU where there is one. Raises UserError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -65,9 +62,8 @@ def pick_device(name="auto"):
 
 
 def autocast(device):
-    """Arithmetic in bf16 where the hardware has it (recent NVIDIA GPUs, CPUs with AVX512-BF16 or AMX), else
-    fp32.
-    """
+    """bf16 where the hardware is fast at it (NVIDIA since Ampere, AVX512-BF16, AMX), else fp32."""
+
     device = torch.device(device)
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)

@@ -52,9 +52,8 @@ def check_range(x_0):
     """
     low, high = x_0.min().item(), x_0.max().item()
     if high > 1.01 or low < -1.01 or low >= 0:
-        raise ValueError(
-            f"x_0 runs from {low:.2f} to {high:.2f}; images must be scaled to [-1, 1] (common.data.to_float)"
-        )
+        span = f"x_0 runs from {low:.2f} to {high:.2f}"
+        raise ValueError(f"{span}; images must be scaled to [-1, 1] (common.data.to_float)")
 
 
 def load_digits(dataset="auto", data_dir=None, train=True, channels=1):
@@ -77,6 +76,11 @@ def load_digits(dataset="auto", data_dir=None, train=True, channels=1):
     labels = torch.arange(NUM_DRAWN if train else NUM_DRAWN // 5) % 10
     drawn = draw_digits(labels, torch.Generator().manual_seed(int(train)))
     return Digits("drawn", pad(drawn, channels), labels)
+
+
+def load_splits(config):
+    """The digits to train on and those held back, as config.dataset and config.data_dir say."""
+    return [load_digits(config.dataset, config.data_dir, train) for train in (True, False)]
 
 
 def find_mnist(data_dir, train):

@@ -15,7 +15,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from common.captions import PALETTE, held_out_mask
 from common.classifier import NUM_FEATURES, PRETRAINED, judge
-from common.pictures import save_grid
+from common.pictures import label_grid
 
 
 class Reference(NamedTuple):
@@ -36,9 +36,8 @@ def mnist_reference():
         get, num = file.get_tensor, int(file.metadata()["num_train"])
         features, labels = get("test_features").float(), get("test_labels").long()
         confidence = get("test_confidence").float()
-        return Reference(
-            "mnist", num, get("train_mean"), get("train_covariance"), features, labels, confidence
-        )
+        mean, covariance = get("train_mean"), get("train_covariance")
+        return Reference("mnist", num, mean, covariance, features, labels, confidence)
 
 
 def reference_of(digits, held_back=2000):
@@ -157,16 +156,10 @@ def evaluate(images, reference, digits=None, colours=None):
 
 
 def report(run, samples, reference, picture, digits=None, colours=None, **labels):
-    """End a run: measure the samples into metrics.json, save the picture's images as samples.png, say where
-    they are.
-    """
+    """End a run: its samples measured, and a grid of the images `picture`."""
     measured = evaluate(samples, reference, digits, colours)
-    run.write_json(
-        "metrics.json", {"command": run.info["command"], **measured, "machine": run.info["machine"]}
-    )
-    save_grid(run.folder / "samples.png", picture, **labels)
     print(in_words(measured))
-    print(f"look at {run.folder / 'samples.png'}; numbers in metrics.json beside it\nrun: {run.folder}")
+    run.finish(measured, "samples.png", label_grid(picture, **labels))
 
 
 def in_words(measured):

@@ -16,18 +16,10 @@ from common.runs import read_metrics
 matplotlib.rcParams["font.size"] = 9
 
 
-def to_rgb(images):
-    """uint8 [N, H, W, 3], as picture files hold them."""
-    images = to_uint8(images.cpu())
-    return images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-
-
-def label_grid(images, columns, row_labels=None, column_labels=None, title=None, scale=2.0):
+def label_grid(images, columns=8, row_labels=None, column_labels=None, title=None, scale=2.0):
     """A matplotlib figure of images in rows of `columns`, with a label for each row and column if given."""
     rows = -(-len(images) // columns)
-    picture = make_grid(to_uint8(images.cpu()).float() / 255, columns, padding=2, pad_value=0.25).permute(
-        1, 2, 0
-    )
+    picture = make_grid(to_uint8(images.cpu()).float() / 255, columns, padding=2, pad_value=0.25)
     side = images.shape[-1] + 2
     column_labels = [textwrap.fill(str(label), 11) for label in column_labels or []]
     left = 0.1 + 0.075 * max(len(str(label)) for label in row_labels or [""])
@@ -36,7 +28,7 @@ def label_grid(images, columns, row_labels=None, column_labels=None, title=None,
     figure = Figure((width + left + 0.1, height + top + 0.1), dpi=150)
     size = figure.get_size_inches()
     axes = figure.add_axes((left / size[0], 0.1 / size[1], width / size[0], height / size[1]))
-    axes.imshow(picture.numpy(), interpolation="nearest")
+    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_xticks([side * (i + 0.5) for i in range(len(column_labels))], column_labels)
     axes.set_yticks([side * (i + 0.5) for i in range(rows)] if row_labels else [], row_labels or [])
     axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=8)
@@ -47,15 +39,14 @@ def label_grid(images, columns, row_labels=None, column_labels=None, title=None,
     return figure
 
 
-def save_grid(path, images, columns=8, **labels):
-    label_grid(images, columns, **labels).savefig(path)
+def spread(items, count):
+    """At most `count` of the items, evenly spread from the first to the last."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
 
 
 def trajectory_strip(steps, columns=8):
-    """x_t above the predicted x_0, at `columns` moments of a list of sampler steps (the first sample of the
-    batch).
-    """
-    chosen = [steps[i] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps))).round().astype(int)]
+    """x_t above the predicted x_0 of a batch's first sample, at `columns` of a sampler's steps."""
+    chosen = spread(steps, columns)
     images = torch.cat([torch.stack([s.x_t[0] for s in chosen]), torch.stack([s.x_0[0] for s in chosen])])
     names = [f"t = {s.t}" for s in chosen]
     return label_grid(images, len(chosen), row_labels=["x_t", "predicted x_0"], column_labels=names)
@@ -63,14 +54,9 @@ def trajectory_strip(steps, columns=8):
 
 def frames_of(steps, columns=None, count=40):
     """Frames of sampling, as grids: at most `count` of the steps' x_t, then the finished samples."""
-    chosen = [
-        steps[i].x_t for i in np.linspace(0, len(steps) - 1, min(count, len(steps))).round().astype(int)
-    ]
-    columns = columns or int(np.ceil(len(steps[-1].x_prev) ** 0.5))
-    grids = [
-        make_grid(to_uint8(x.cpu()), columns, padding=1)[None] for x in [*chosen, *[steps[-1].x_prev] * 15]
-    ]
-    return [to_rgb(grid.float() / 127.5 - 1)[0] for grid in grids]
+    images = [step.x_t for step in spread(steps, count)] + 15 * [steps[-1].x_prev]
+    columns = columns or int(np.ceil(len(images[0]) ** 0.5))
+    return [make_grid(to_uint8(x), columns, padding=1).permute(1, 2, 0).numpy() for x in images]
 
 
 def save_gif(path, frames, scale=3):

@@ -1,6 +1,4 @@
-"""A run is a folder: its configuration, its metrics, its pictures, and checkpoints that are either whole or
-not there.
-"""
+"""A run is a folder: configuration, metrics, pictures, and checkpoints that are either whole or not there."""
 
 import csv
 import dataclasses
@@ -23,9 +21,7 @@ COLUMNS = ["step", "minutes", "loss", "grad_norm", "learning_rate", "images_per_
 
 
 def write_atomically(path, write):
-    """Call write(temporary path), then put the file in its place in one move: a crash leaves the old one or
-    the new.
-    """
+    """Call write(temporary path), then move the file into place: a crash leaves the old one or the new."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part{path.suffix}")
     try:
@@ -53,10 +49,7 @@ class Run:
 
     def __init__(self, lesson, config, data):
         """Make the folder, or find the one to resume. data: the data set's name, which may not change."""
-        self.lesson, self.info = (
-            lesson,
-            {"lesson": lesson, "data": data, "config": dataclasses.asdict(config)},
-        )
+        self.info = {"lesson": lesson, "data": data, "config": dataclasses.asdict(config)}
         if config.resume:
             self.state_file = find_state(config.resume)
             self.state = load_state(self.state_file)
@@ -82,6 +75,13 @@ class Run:
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         write_atomically(self.folder / name, lambda path: path.write_text(text))
 
+    def finish(self, numbers, picture, figure):
+        """Write metrics.json and the run's last picture, and say where they are."""
+        command, machine = self.info["command"], self.info["machine"]
+        self.write_json("metrics.json", {"command": command, **numbers, "machine": machine})
+        figure.savefig(self.folder / picture)
+        print(f"look at {self.folder / picture}; numbers in metrics.json beside it\nrun: {self.folder}")
+
     # -- metrics ---------------------------------------------------------------------------------------------
 
     def open_metrics(self, step):
@@ -105,11 +105,10 @@ class Run:
         """Write a step's training state and EMA weights; keep the newest two, and the best weights."""
         folder, name = self.folder / "checkpoints", f"step_{state['step']:07d}"
         facts = self.info | metadata | {"step": state["step"]}
-        write_atomically(folder / f"{name}.safetensors", lambda path: save_weights(path, weights, facts))
-        if best:
-            write_atomically(folder / "best.safetensors", lambda path: save_weights(path, weights, facts))
-        write_atomically(folder / f"{name}.pt", lambda path: torch.save(state, path))
+        for file in [f"{name}.safetensors"] + ["best.safetensors"] * best:
+            write_atomically(folder / file, lambda path: save_weights(path, weights, facts))
         self.state_file = folder / f"{name}.pt"
+        write_atomically(self.state_file, lambda path: torch.save(state, path))
         for old in sorted(folder.glob("step_*.pt"))[:-2]:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -127,12 +126,7 @@ def load_weights(checkpoint, lesson):
 
     Raises UserError if there is nothing to load, if the file is broken, or if it belongs to another lesson.
     """
-    path = Path(checkpoint)
-    if path.is_dir():
-        files = sorted((path / "checkpoints").glob("step_*.safetensors"))
-        if not files:
-            raise UserError(f"--checkpoint {path} is a folder without checkpoints/step_*.safetensors")
-        path = files[-1]
+    path = newest(Path(checkpoint), "safetensors", "--checkpoint")
     if not path.exists():
         raise UserError(f"--checkpoint {path} is not there; name a .safetensors file or the folder of a run")
     try:
@@ -148,20 +142,25 @@ def load_weights(checkpoint, lesson):
     return weights, facts
 
 
+def shipped_weights(lesson):
+    return Path(__file__).parent.parent / lesson / "pretrained" / f"{lesson}.safetensors"
+
+
+def newest(path, ending, flag):
+    """`path` itself, or if it is a run's folder its newest checkpoint."""
+    if not path.is_dir():
+        return path
+    if not (files := sorted((path / "checkpoints").glob(f"step_*.{ending}"))):
+        raise UserError(f"{flag} {path} is a folder without checkpoints/step_*.{ending}")
+    return files[-1]
+
+
 def find_state(resume):
     """The training state that `--resume` means: a .pt file, or the newest of a run's folder."""
-    path = Path(resume)
-    if path.is_dir():
-        files = sorted((path / "checkpoints").glob("step_*.pt"))
-        if not files:
-            raise UserError(f"--resume {path} is a folder without checkpoints/step_*.pt")
-        path = files[-1]
-    if path.suffix == ".safetensors":
-        path = path.with_suffix(".pt")  # the weights name their training state
+    path = newest(Path(resume), "pt", "--resume")
+    path = path.with_suffix(".pt") if path.suffix == ".safetensors" else path  # weights name their state
     if not path.is_file():
-        raise UserError(
-            f"--resume {path} is not there; name the folder of a run or a .pt file in its checkpoints"
-        )
+        raise UserError(f"--resume {path} is not there; name a run's folder or a .pt file in its checkpoints")
     return path
 
 
@@ -169,9 +168,8 @@ def load_state(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for broken files
-        raise UserError(
-            f"--resume {path} is not a whole training state ({str(error).splitlines()[0]})"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--resume {path} is not a whole training state ({reason})") from None
 
 
 def saved_config(resume, config_type):
@@ -214,12 +212,6 @@ def tensorboard_writer(folder):
 
 def describe_machine():
     """Hardware and versions, for the record."""
-    machine = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cpu_threads": torch.get_num_threads(),
-    }
-    machine["processor"] = platform.processor() or platform.machine()
-    if torch.cuda.is_available():
-        machine["gpu"] = torch.cuda.get_device_name()
-    return machine
+    machine = {"python": platform.python_version(), "torch": torch.__version__}
+    machine |= {"processor": platform.machine(), "cpu_threads": torch.get_num_threads()}
+    return machine | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})

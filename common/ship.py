@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 
 from common.command import run_command
-from common.runs import load_weights, read_json, save_weights, write_atomically
+from common.runs import load_weights, read_json, save_weights, shipped_weights, write_atomically
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = {
@@ -30,10 +30,8 @@ COLUMNS = {
     "kid": "KID",
     "diversity": "diversity (real: 1)",
 }
-COUNTS, SHARES = (
-    ("n", "guidance_scale"),
-    ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident"),
-)
+COUNTS = ("n", "guidance_scale")
+SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ def main(config):
 def ship(run):
     info, metrics = read_json(run / "config.json"), read_json(run / "metrics.json")
     lesson = ROOT / info["lesson"]
-    results, pretrained = lesson / "results", lesson / "pretrained"
-    for folder in (results, pretrained):
+    results = lesson / "results"
+    for folder in (results, lesson / "pretrained"):
         folder.mkdir(exist_ok=True)
     weights, facts = load_weights(run, info["lesson"])
     for private in ("data_dir", "out"):
@@ -62,11 +60,10 @@ def ship(run):
     command = re.sub(r" --(data-dir|out) \S+", "", info["command"])
     facts, metrics = facts | {"command": command, "metrics": metrics}, metrics | {"command": command}
     metrics["minutes"], metrics["parameters"] = facts["minutes"], sum(w.numel() for w in weights.values())
-    name = f"{info['lesson']}.safetensors"
-    write_atomically(pretrained / name, lambda path: save_weights(path, weights, facts, half=True))
-    write_atomically(
-        results / "metrics.json", lambda path: path.write_text(json.dumps(metrics, indent=1) + "\n")
-    )
+    shipped = shipped_weights(info["lesson"])
+    write_atomically(shipped, lambda path: save_weights(path, weights, facts, half=True))
+    text = json.dumps(metrics, indent=1) + "\n"
+    write_atomically(results / "metrics.json", lambda path: path.write_text(text))
     for file in [run / "metrics.csv", run / "loss.png", *run.glob("s*.png")]:
         shutil.copy(file, results)
 
@@ -78,9 +75,8 @@ def filled(readme):
         lesson = found[1]
         return f"<!-- results {lesson} -->\n{table(lesson, readme.parent)}\n<!-- end -->"
 
-    return re.sub(
-        r"<!-- results (\w+) -->.*?<!-- end -->", block, readme.read_text(encoding="utf-8"), flags=re.DOTALL
-    )
+    text = readme.read_text(encoding="utf-8")
+    return re.sub(r"(?s)<!-- results (\w+) -->.*?<!-- end -->", block, text)
 
 
 def table(lesson, start):

@@ -1,5 +1,4 @@
-"""One training loop for every lesson. It knows nothing of diffusion: a network, a loss, batches, and a
-budget.
+"""One training loop for every lesson. It knows nothing of diffusion: a network, a loss, batches, a budget.
 
 All that is random in step i comes from (seed, i) alone, the order of the data too. So a run that is killed
 and resumed goes on exactly as if nothing had happened, and no generator's state need be saved.
@@ -29,7 +28,7 @@ class TrainConfig:
     steps: int | None = None  # train so many steps; without --steps and --time-limit, the lesson's own budget
     time_limit: float | None = None  # train so many minutes; the learning rate decays with the time used
     batch_size: int = 64  # images a step
-    learning_rate: float = 2e-3  # the highest; after a warm-up it decays along a cosine
+    learning_rate: float = 7e-4  # the highest; after a warm-up it decays along a cosine
     ema_decay: float = 0.995  # of the averaged weights, reached after a warm-up
     seed: int = 0  # of weights, batches, noise and samples
     device: str = "auto"  # auto, cpu, cuda, mps
@@ -50,6 +49,10 @@ class TrainConfig:
             steps, limit = 2, None
         return min(1.0, max(step / steps if steps else 0, minutes / limit if limit else 0))
 
+    def at_most(self, n):
+        """n, but 2 in a dry run."""
+        return min(n, 2) if self.dry_run else n
+
 
 def learning_rate_factor(step, progress, warmup=100):
     """Linear warm-up by steps, cosine decay by the share of the budget used."""
@@ -57,9 +60,7 @@ def learning_rate_factor(step, progress, warmup=100):
 
 
 def batch_indices(step, num_examples, batch_size, seed):
-    """Which examples batch `step` holds: the data are shuffled anew for each pass, and no example is left
-    out.
-    """
+    """Which examples batch `step` holds: every pass over the data has an order of its own."""
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     indices = torch.empty_like(positions)
     for epoch in (positions // num_examples).unique().tolist():
@@ -94,9 +95,7 @@ def parameter_groups(network):
 
 
 class StopSignals:
-    """While open, the first Ctrl-C or SIGTERM is remembered, so that the step at work can finish; a second
-    one ends all.
-    """
+    """While open, the first Ctrl-C or SIGTERM only asks the step at work to finish; a second one ends all."""
 
     def __enter__(self):
         self.caught, self.old = None, {}
@@ -118,8 +117,8 @@ def train(network, loss, data, config, run=None, validation=None, metadata=None,
 
     loss: (network, *batch) -> [N]. data: has len() and batch(indices) -> tuple of tensors. run: where
     everything is written (None: nowhere). validation: a batch for the validation loss. metadata: the facts
-    that weights are saved with. show: called as show(averaged network, step) at every checkpoint. Raises
-    UserError, naming the last good checkpoint, when the loss or its gradient is not finite.
+    that weights are saved with. show: averaged network -> figure, for every checkpoint. Raises UserError,
+    naming the last good checkpoint, when the loss or its gradient is not finite.
     """
     with torch.random.fork_rng():
         return Trainer(network, loss, data, config, run, validation, metadata or {}, show).train()
@@ -136,15 +135,14 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(parameter_groups(self.network), betas=(0.9, 0.99), fused=fused)
         self.step, self.minutes, self.best = 0, 0.0, math.inf
         if run:
-            self.restore(run.state)
+            if run.state:
+                self.restore(run.state)
             run.open_metrics(self.step)
 
     def train(self):
         started = time.monotonic() - 60 * self.minutes
-        with (
-            StopSignals() as signals,
-            tqdm(total=100, bar_format="{desc} |{bar:30}| {n:.0f}% {postfix}") as bar,
-        ):
+        bar = tqdm(total=100, bar_format="{desc} |{bar:30}| {n:.0f}% {postfix}")
+        with StopSignals() as signals, bar:
             while (progress := self.config.progress(self.step, self.minutes)) < 1:
                 before = time.monotonic()
                 row = self.train_step(progress)
@@ -199,40 +197,33 @@ class Trainer:
         self.run.save(self.state(), self.ema.network.state_dict(), facts, best)
         save_loss_curve(self.run.folder / "metrics.csv", self.run.folder / "loss.png")
         if show and self.show:  # whoever stops a run does not wait for pictures
-            self.show(self.ema.network, self.step)
+            self.show(self.ema.network).savefig(self.run.folder / "samples" / f"step_{self.step:07d}.png")
 
     def state(self):
-        return {
-            "step": self.step,
-            "minutes": self.minutes,
-            "best": self.best,
-            "network": self.network.state_dict(),
-            "ema": self.ema.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        counters = {"step": self.step, "minutes": self.minutes, "best": self.best}
+        return counters | {name: part.state_dict() for name, part in self.parts().items()}
+
+    def parts(self):
+        return {"network": self.network, "ema": self.ema.network, "optimizer": self.optimizer}
 
     def restore(self, state):
-        if state is None:
-            return
         self.step, self.minutes, self.best = state["step"], state["minutes"], state["best"]
-        self.network.load_state_dict(state["network"])
-        self.ema.network.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
 
     def report(self, bar, row):
         progress = self.config.progress(self.step, self.minutes)
-        left = self.minutes * (1 - progress) / max(progress, 1e-9)
-        bar.set_description_str(f"step {self.step}", refresh=False)
+        left = self.minutes * (1 - progress) / progress
         text = f"loss {row['loss']:.4f}, {row['images_per_second']:.0f} images/s, {left:.1f} min left"
+        bar.set_description_str(f"step {self.step}", refresh=False)
         bar.set_postfix_str(text, refresh=False)
         bar.update(100 * progress - bar.n)
 
     def give_up(self, loss, grad_norm):
         message = f"step {self.step + 1}: the loss is {loss}, its gradient's norm {grad_norm}"
-        saved = (
-            f"; the last good checkpoint is {self.run.state_file}" if self.run and self.run.state_file else ""
-        )
-        raise UserError(f"{message}{saved}; try a smaller --learning-rate")
+        if self.run and self.run.state_file:
+            message += f"; the last good checkpoint is {self.run.state_file}"
+        raise UserError(f"{message}; try a smaller --learning-rate")
 
     def stop(self, number):
         if not self.run:

@@ -4,8 +4,7 @@ Everything of Ho et al. 2020 ("DDPM") that is not the network. Two conventions h
 
 - t counts from 0: t = 0 is one noising step, t = T - 1 is nearly pure noise (the paper's t is ours + 1).
 - A *denoiser* is any function `denoiser(x_t, t) -> output`, whose first C channels are eps_hat, the guess of
-the
-  noise in x_t [N, C, H, W]. Whatever it is conditioned on is bound beforehand.
+  the noise in x_t [N, C, H, W]. Whatever it is conditioned on is bound beforehand.
 """
 
 from typing import NamedTuple
@@ -16,12 +15,10 @@ from common.data import check_range
 
 
 def linear_betas(num_timesteps):
-    """Ho et al. 2020, section 4: from 1e-4 to 0.02 at T = 1000; for another T scaled by 1000 / T. Needs T >
-    20.
-    """
+    """From 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, section 4); for another T > 20 scaled by 1000 / T."""
     if num_timesteps <= 20:
         raise ValueError(
-            f"a linear schedule of {num_timesteps} timesteps would have betas of 1 and more; take over 20"
+            f"a linear schedule of {num_timesteps} timesteps has betas over 1; take more than 20"
         )
     return torch.linspace(0.1 / num_timesteps, 20 / num_timesteps, num_timesteps, dtype=torch.float64)
 
@@ -88,32 +85,23 @@ class GaussianDiffusion:
         return GaussianDiffusion(betas, self.timesteps[timesteps])
 
     def evenly(self, num_steps):
-        """Keep `num_steps` timesteps, evenly spaced from the first to the last. Raises ValueError if there
-        are fewer.
-        """
+        """Keep `num_steps` timesteps, evenly spaced from the last to the first. Raises ValueError."""
         if not 1 <= num_steps <= self.num_timesteps:
             raise ValueError(f"cannot take {num_steps} of {self.num_timesteps} timesteps")
-        last = self.num_timesteps - 1
-        spaced = (
-            torch.linspace(0, last, num_steps, dtype=torch.float64) if num_steps > 1 else torch.tensor([last])
-        )
-        return self.keep(spaced.round().long())
+        spaced = torch.linspace(self.num_timesteps - 1, 0, num_steps, dtype=torch.float64)
+        return self.keep(spaced.round().long().flip(0))
 
     # -- forward ---------------------------------------------------------------------------------------------
 
     def q_sample(self, x_0, t, noise):
         """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise (eq. 4)."""
-        return (
-            self.at(self.alpha_bar.sqrt(), t, x_0) * x_0
-            + self.at((1 - self.alpha_bar).sqrt(), t, x_0) * noise
-        )
+        signal, spread = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
+        return self.at(signal, t, x_0) * x_0 + self.at(spread, t, x_0) * noise
 
     def q_posterior_mean(self, x_0, x_t, t):
         """The mean of q(x_{t-1} | x_t, x_0) (eq. 7); its variance is `beta_tilde`."""
-        return (
-            self.at(self.posterior_mean_coef1, t, x_t) * x_0
-            + self.at(self.posterior_mean_coef2, t, x_t) * x_t
-        )
+        coef1, coef2 = self.posterior_mean_coef1, self.posterior_mean_coef2
+        return self.at(coef1, t, x_t) * x_0 + self.at(coef2, t, x_t) * x_t
 
     # -- between noise and image -----------------------------------------------------------------------------
 
@@ -176,18 +164,15 @@ def loss_at_random_t(loss, diffusion, denoiser, x_0):
 
 
 def gaussian_noise(x, generator):
-    """White noise like x, drawn where the generator lives: a CPU generator gives the same noise on every
-    device.
-    """
+    """White noise like x, drawn where the generator lives: on the CPU, it is the same for every device."""
     device = generator.device if generator else x.device
     return torch.randn(x.shape, generator=generator, device=device).to(x.device)
 
 
 @torch.no_grad()
 def ddpm_sample(diffusion, denoiser, x_T, generator=None, log_variance=fixed_small, bound=clip):
-    """Ancestral sampling (algorithm 2) from x_T, white noise [N, C, H, W]. Yields a Step per timestep of
-    `diffusion`.
-    """
+    """Ancestral sampling (algorithm 2) from x_T, white noise [N, C, H, W]. Yields a Step per timestep."""
+
     x_t = x_T
     for i in reversed(range(diffusion.num_timesteps)):
         t = torch.full((len(x_t),), i)

@@ -8,19 +8,13 @@ from dataclasses import asdict, dataclass
 import torch
 
 from common.command import run_command
-from common.data import load_digits
+from common.data import load_splits
 from common.evaluation import reference_for, report
-from common.pictures import save_grid
-from common.runs import Run, saved_config
+from common.pictures import label_grid
+from common.runs import Run, as_config, saved_config
 from common.sampling import sample_batches
 from common.training import TrainConfig, train
-from lesson_01_ddpm.diffusion import (
-    GaussianDiffusion,
-    ddpm_sample,
-    linear_betas,
-    loss_at_random_t,
-    loss_simple,
-)
+from lesson_01_ddpm import diffusion as ddpm
 from lesson_01_ddpm.unet import UNet, UNetConfig
 
 IMAGE_SHAPE = (1, 32, 32)
@@ -40,32 +34,38 @@ class Config(TrainConfig):
 
 
 def new_diffusion():
-    return GaussianDiffusion(linear_betas(1000))
+    return ddpm.GaussianDiffusion(ddpm.linear_betas(1000))
+
+
+def rebuild(facts):
+    """The network that a checkpoint's facts describe."""
+    return UNet(as_config(UNetConfig, facts["network"]))
 
 
 def main(config):
-    digits, held_back = (load_digits(config.dataset, config.data_dir, train) for train in (True, False))
+    digits, held_back = load_splits(config)
     run = Run("lesson_01_ddpm", config, digits.name)
     torch.manual_seed(config.seed)
     network, facts = UNet(NETWORK), {"network": asdict(NETWORK)}
     diffusion = new_diffusion()
 
     def loss(network, x_0, label):
-        return loss_at_random_t(loss_simple, diffusion, network, x_0)
+        return ddpm.loss_at_random_t(ddpm.loss_simple, diffusion, network, x_0)
 
     def draw(network, n, steps):
-        few = diffusion.evenly(2 if config.dry_run else steps)
-        return sample_batches(
-            lambda _, x_T, generator: ddpm_sample(few, network, x_T, generator),
-            IMAGE_SHAPE, 2 if config.dry_run else n, config.seed, config.device,
-        )  # fmt: skip
+        few = diffusion.evenly(config.at_most(steps))
 
-    def show(network, step):
-        save_grid(run.folder / "samples" / f"step_{step:07d}.png", draw(network, 32, 50))
+        def start(indices, x_T, generator):
+            return ddpm.ddpm_sample(few, network, x_T, generator)
+
+        return sample_batches(start, IMAGE_SHAPE, config.at_most(n), config)
+
+    def show(network):
+        return label_grid(draw(network, 32, 50))
 
     network = train(network, loss, digits, config, run, held_back.batch(torch.arange(512)), facts, show)
     measured = draw(network, config.num_eval, config.eval_steps)
-    report(run, measured, reference_for(digits), picture=draw(network, 64, config.sample_steps))
+    report(run, measured, reference_for(digits), draw(network, 64, config.sample_steps))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ class UNetConfig:
 
 
 def timestep_embedding(t, width):
-    """[cos, sin] of t at geometrically spaced frequencies from 1 to 1/10000 (Vaswani et al. 2017, section
-    3.5).
+    """[cos, sin] of t at geometrically spaced frequencies from 1 to 1/10000 (Vaswani et al. 2017).
 
     t: [N] -> float [N, width]. width must be even.
     """
@@ -55,9 +54,7 @@ def time_mlp(width):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the timestep's embedding between, and a skip. [N, c_in, H, W] -> [N, c_out, H,
-    W].
-    """
+    """Two convolutions with the timestep's embedding between, and a skip: c_in to c_out channels."""
 
     def __init__(self, c_in, c_out, config):
         super().__init__()
@@ -132,9 +129,8 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         levels = [int(mult * config.num_channels) for mult in config.channel_mult]
-        attends = [
-            config.image_size // 2**level in config.attention_resolutions for level in range(len(levels))
-        ]
+        sizes = [config.image_size // 2**level for level in range(len(levels))]
+        attends = [size in config.attention_resolutions for size in sizes]
 
         def block(c_in, c_out, with_attention):
             layers = Layers([res_block(c_in, c_out, config)])
@@ -163,9 +159,8 @@ class UNet(nn.Module):
             if level > 0:
                 self.up[-1].append(upsample(c, config))
 
-        self.last = nn.Sequential(
-            nn.GroupNorm(config.groups, c), nn.SiLU(), zero(conv(c, config.out_channels))
-        )
+        norm = nn.GroupNorm(config.groups, c)
+        self.last = nn.Sequential(norm, nn.SiLU(), zero(conv(c, config.out_channels)))
 
     def forward(self, x_t, t, embedding=0, context=None):
         emb = self.time_mlp(timestep_embedding(t, self.config.num_channels)) + embedding

@@ -1,14 +1,16 @@
 """DDIM: the same network, fewer steps, and no noise unless asked for (Song et al. 2021)."""
 
+from functools import partial
+
 import torch
 
-from lesson_01_ddpm.diffusion import Step, clip, gaussian_noise
+from lesson_01_ddpm.diffusion import Step, clip, ddpm_sample, gaussian_noise
+from lesson_02_improved_ddpm.variational_bound import learned_range
 
 
 def ddim_mean_sigma(diffusion, x_t, t, x_0, eta):
-    """x_{t-1} is mean + sigma * noise, given the predicted x_0 (eq. 12 and 16). t: [N]; both broadcast to
-    x_t.
-    """
+    """x_{t-1} = mean + sigma * noise, given the predicted x_0 (eq. 12 and 16): both broadcast to x_t."""
+
     alpha_bar, previous = diffusion.alpha_bar, diffusion.alpha_bar_prev
     sigma = eta * ((1 - previous) / (1 - alpha_bar) * (1 - alpha_bar / previous)).sqrt()
     eps_hat = diffusion.noise_from_x_0(x_t, t, x_0)  # again, because x_0 may have been clipped
@@ -34,3 +36,7 @@ def ddim_sample(diffusion, denoiser, x_T, generator=None, eta=0.0, bound=clip):
             x_prev = x_prev + sigma * gaussian_noise(x_t, generator)
         yield Step(i, x_t, x_0, x_prev)
         x_t = x_prev
+
+
+# The samplers that lessons from here on choose from, by name.
+SAMPLERS = {"ddpm": partial(ddpm_sample, log_variance=learned_range), "ddim": ddim_sample}

@@ -4,14 +4,11 @@ python lesson_02_improved_ddpm/sample.py --sampler ddim --steps 25
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from common.command import run_command
-from common.runs import as_config
-from common.sampling import SampleConfig, check_sampling, load_for_sampling, respaced, write_samples
-from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
-from lesson_01_ddpm.unet import UNet, UNetConfig
-from lesson_02_improved_ddpm.sampling import SAMPLERS
+from common.sampling import SampleConfig, load_for_sampling, write_samples
+from lesson_01_ddpm.train_mnist import IMAGE_SHAPE, rebuild
+from lesson_02_improved_ddpm.ddim import SAMPLERS
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 
 
@@ -25,19 +22,13 @@ class Config(SampleConfig):
 
 
 def main(config):
-    check_sampling(config, SAMPLERS)
-    few = respaced(new_diffusion(), config.steps)
-    network, _ = load_for_sampling(
-        config,
-        "lesson_02_improved_ddpm",
-        Path(__file__).parent,
-        lambda facts: UNet(as_config(UNetConfig, facts["network"])),
-    )
-    sampler = SAMPLERS[config.sampler]
-    prompts = [""] * config.num_samples
-    write_samples(
-        config, lambda _, x_T, generator: sampler(few, network, x_T, generator), IMAGE_SHAPE, prompts
-    )
+    lesson = "lesson_02_improved_ddpm"
+    sampler, network, _ = load_for_sampling(config, lesson, SAMPLERS, new_diffusion(), rebuild)
+
+    def start(indices, x_T, generator):
+        return sampler(network, x_T, generator)
+
+    write_samples(config, start, IMAGE_SHAPE, [""] * config.num_samples)
 
 
 if __name__ == "__main__":

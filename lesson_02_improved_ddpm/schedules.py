@@ -6,17 +6,15 @@ import torch
 
 
 def cosine_betas(num_timesteps):
-    """beta_t = min(1 - f((t + 1) / T) / f(t / T), 0.999) with f(u) = cos^2((u + 0.008) / 1.008 * pi / 2) (eq.
-    17).
-    """
+    """beta_t = min(1 - f((t+1)/T) / f(t/T), 0.999), f(u) = cos^2((u + 0.008) / 1.008 * pi / 2) (eq. 17)."""
     u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
     f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
 
 
 def space_timesteps(num_timesteps, spec):
-    """Which timesteps of 0 .. T-1 a respacing keeps, as an increasing list. Raises ValueError if it cannot be
-    done.
+    """Which timesteps of 0 .. T-1 a respacing keeps, as an increasing list. Raises ValueError.
+
 
     spec: "250": so many, evenly; "10,15,20": so many of each equal section of the process, the cleanest
     first; "ddim50": every k-th from 0 (Song et al. 2021); "fast27": GLIDE's choice for its upsampler.

@@ -14,20 +14,13 @@ from lesson_01_ddpm.diffusion import clip, gaussian_noise, squared_error
 
 
 def learned_range(diffusion, output, x_t, t):
-    """log variance = f log beta_t + (1 - f) log beta_tilde_t, f = (v + 1) / 2 (eq. 15), v as it is: [N, C, H,
-    W].
-    """
-    v = output[:, x_t.shape[1] :]
-    if v.shape != x_t.shape:
-        raise ValueError(
-            f"a learned variance needs {2 * x_t.shape[1]} output channels, not {output.shape[1]}"
-        )
-    f = (v + 1) / 2
-    low, high = (
-        diffusion.at(diffusion.posterior_log_variance, t, x_t),
-        diffusion.at(diffusion.log_betas, t, x_t),
-    )
-    return f * high + (1 - f) * low
+    """log variance = f log beta_t + (1 - f) log beta_tilde_t, f = (v + 1) / 2 (eq. 15); v is not clamped."""
+    c = x_t.shape[1]
+    if output.shape[1] != 2 * c:
+        raise ValueError(f"a learned variance needs {2 * c} output channels, not {output.shape[1]}")
+    f = (output[:, c:] + 1) / 2
+    low, high = diffusion.posterior_log_variance, diffusion.log_betas
+    return f * diffusion.at(high, t, x_t) + (1 - f) * diffusion.at(low, t, x_t)
 
 
 def normal_kl_bits(mean_1, log_variance_1, mean_2, log_variance_2):
@@ -43,10 +36,9 @@ def standard_normal_cdf(z):
 
 
 def decoder_bits(x_0, mean, log_variance):
-    """-log2 of the probability that the Gaussian gives to each 8-bit value's bin, x_0 +- 1/255 (Ho et al.
-    2020, eq. 13).
+    """-log2 of the probability that the Gaussian gives to each 8-bit value's bin (Ho et al. 2020, eq. 13).
 
-    The outermost bins are open to infinity. x_0 lies on the 8-bit grid in [-1, 1].
+    The bins are x_0 +- 1/255, the outermost ones open to infinity; x_0 lies on the 8-bit grid in [-1, 1].
     """
     scale = (-0.5 * log_variance).exp()
     below = standard_normal_cdf(scale * (x_0 - mean - 1 / 255)).masked_fill(x_0 < -0.999, 0)
@@ -69,9 +61,8 @@ def vb_terms_bits(diffusion, output, x_0, x_t, t, log_variance=learned_range, bo
 
 
 def prior_bits(diffusion, x_0):
-    """KL(q(x_T | x_0) || N(0, I)), in bits per dimension: [N]. No training changes it; a good schedule makes
-    it 0.
-    """
+    """KL(q(x_T | x_0) || N(0, I)), in bits per dimension: [N]. Training cannot change it, schedules can."""
+
     alpha_bar = diffusion.alpha_bar[-1]
     mean = alpha_bar.sqrt() * x_0.double()
     log_variance = (1 - alpha_bar).log().expand_as(mean)

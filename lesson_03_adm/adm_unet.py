@@ -21,10 +21,9 @@ class ADMConfig(UNetConfig):
     def heads(self, channels):
         """Heads of an attention layer. Raises ValueError if the channels cannot be shared out."""
         heads = channels // self.num_head_channels if self.num_head_channels else self.num_heads
-        if heads == 0 or channels % heads or (self.num_head_channels and channels % self.num_head_channels):
-            raise ValueError(
-                f"{channels} channels cannot be cut into heads of {self.num_head_channels or self.num_heads}"
-            )
+        width = self.num_head_channels or channels // heads
+        if heads * width != channels:
+            raise ValueError(f"{channels} channels cannot be cut into heads of {width}")
         return heads
 
 
@@ -37,9 +36,7 @@ def double(x):
 
 
 class ResBlock(nn.Module):
-    """Lesson 1's residual block with AdaGN, dropout, and a change of resolution inside where one is asked
-    for.
-    """
+    """Lesson 1's residual block with AdaGN, dropout, and where asked for a change of resolution inside."""
 
     def __init__(self, c_in, c_out, config, resample=None):
         super().__init__()

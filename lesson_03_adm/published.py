@@ -55,18 +55,16 @@ def config_from_published(settings):
 
 
 def adm_from_published(settings, state_dict):
-    """The ADM network with these weights: a UNet, or a ClassUNet if class-conditional. Raises RuntimeError on
-    misfit.
-    """
+    """The ADM network with these weights: a ClassUNet if class-conditional, else a UNet."""
     config = config_from_published(settings)
     weights = {rename(name, RENAMES): weight for name, weight in state_dict.items()}
-    if not settings.get("class_cond", False):
-        network = adm_unet(config)
-    else:
+    if settings.get("class_cond", False):
         network = ClassUNet(config, settings["num_classes"])
         label = weights.pop("label_emb.weight")
-        weights = {f"unet.{name}": weight for name, weight in weights.items()} | {
-            "class_embedding.weight": label
-        }
+        weights = {f"unet.{name}": weight for name, weight in weights.items()}
+        weights["class_embedding.weight"] = label
+    else:
+        network = adm_unet(config)
+
     network.load_state_dict(weights)
     return network.eval()

@@ -5,17 +5,15 @@ python lesson_03_adm/sample.py --digit 7
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from common.command import UserError, pick_device, run_command
-from common.runs import as_config
-from common.sampling import SampleConfig, check_sampling, load_for_sampling, respaced, write_samples
+from common.command import UserError, run_command
+from common.sampling import SampleConfig, load_for_sampling, write_samples
 from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
-from lesson_02_improved_ddpm.sampling import SAMPLERS
+from lesson_02_improved_ddpm.ddim import SAMPLERS
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
-from lesson_03_adm.adm_unet import ADMConfig, ClassUNet
+from lesson_03_adm.train_mnist import rebuild
 
 
 @dataclass(frozen=True)
@@ -29,22 +27,14 @@ class Config(SampleConfig):
 
 
 def main(config):
-    check_sampling(config, SAMPLERS)
     if config.digit is not None and config.digit not in range(10):
         raise UserError(f"--digit {config.digit} is no digit; choose 0 to 9")
-    few = respaced(new_diffusion(), config.steps)
-    network, _ = load_for_sampling(
-        config,
-        "lesson_03_adm",
-        Path(__file__).parent,
-        lambda facts: ClassUNet(as_config(ADMConfig, facts["network"])),
-    )
-    n, sampler = config.num_samples, SAMPLERS[config.sampler]
+    sampler, network, _ = load_for_sampling(config, "lesson_03_adm", SAMPLERS, new_diffusion(), rebuild)
+    n = config.num_samples
     classes = torch.arange(n) % 10 if config.digit is None else torch.full((n,), config.digit)
 
     def start(indices, x_T, generator):
-        y = classes[indices].to(pick_device(config.device))
-        return sampler(few, partial(network, y=y), x_T, generator)
+        return sampler(partial(network, y=classes[indices].to(x_T.device)), x_T, generator)
 
     write_samples(config, start, IMAGE_SHAPE, [str(digit) for digit in classes.tolist()], columns=10)
 

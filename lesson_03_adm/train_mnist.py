@@ -8,16 +8,16 @@ from functools import partial
 
 import torch
 
-from common.command import pick_device, run_command
-from common.data import load_digits
+from common.command import run_command
+from common.data import load_splits
 from common.evaluation import reference_for, report
-from common.pictures import save_grid
-from common.runs import Run, saved_config
+from common.pictures import label_grid
+from common.runs import Run, as_config, saved_config
 from common.sampling import sample_batches
 from common.training import TrainConfig, train
 from lesson_01_ddpm.diffusion import loss_at_random_t
 from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
-from lesson_02_improved_ddpm.sampling import SAMPLERS
+from lesson_02_improved_ddpm.ddim import SAMPLERS
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_03_adm.adm_unet import ADMConfig, ClassUNet
@@ -38,8 +38,12 @@ class Config(TrainConfig):
     default_minutes = 8.0
 
 
+def rebuild(facts):
+    return ClassUNet(as_config(ADMConfig, facts["network"]))
+
+
 def main(config):
-    digits, held_back = (load_digits(config.dataset, config.data_dir, train) for train in (True, False))
+    digits, held_back = load_splits(config)
     run = Run("lesson_03_adm", config, digits.name)
     torch.manual_seed(config.seed)
     network, facts = ClassUNet(NETWORK), {"network": asdict(NETWORK)}
@@ -49,24 +53,21 @@ def main(config):
         return loss_at_random_t(loss_hybrid, diffusion, partial(network, y=label), x_0)  # NEW: with the class
 
     def draw(network, classes, sampler, steps):
-        few = diffusion.evenly(2 if config.dry_run else steps)
-        classes = classes.to(pick_device(config.device))
+        few = diffusion.evenly(config.at_most(steps))
 
         def start(indices, x_T, generator):
-            return SAMPLERS[sampler](few, partial(network, y=classes[indices]), x_T, generator)
+            denoiser = partial(network, y=classes[indices].to(x_T.device))
+            return SAMPLERS[sampler](few, denoiser, x_T, generator)
 
-        return sample_batches(start, IMAGE_SHAPE, len(classes), config.seed, config.device)
+        return sample_batches(start, IMAGE_SHAPE, len(classes), config)
 
-    def show(network, step):
-        images = draw(network, torch.arange(40) % 10, "ddim", 25)
-        save_grid(run.folder / "samples" / f"step_{step:07d}.png", images, columns=10)
+    def show(network):
+        return label_grid(draw(network, torch.arange(40) % 10, "ddim", 25), columns=10)
 
     network = train(network, loss, digits, config, run, held_back.batch(torch.arange(512)), facts, show)
-    wanted = torch.arange(20 if config.dry_run else config.num_eval) % 10
+    wanted = torch.arange(config.at_most(config.num_eval)) % 10
     samples = draw(network, wanted, "ddpm", config.sample_steps)
-    report(
-        run, samples, reference_for(digits), samples[:80], wanted, columns=10, column_labels=list(range(10))
-    )
+    report(run, samples, reference_for(digits), samples[:80], wanted, columns=10)
 
 
 if __name__ == "__main__":

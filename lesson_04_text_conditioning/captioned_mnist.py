@@ -1,15 +1,13 @@
-"""The set-up that lessons 4 and 5 share: captioned MNIST as tokens, the network for it, and drawing from
-prompts.
-"""
+"""What lessons 4 and 5 share: captioned MNIST as tokens, the network for it, and drawing from prompts."""
 
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
 from common.captions import CAPTIONS, CaptionedDigits
 from common.runs import as_config
-from lesson_01_ddpm.diffusion import GaussianDiffusion
-from lesson_02_improved_ddpm.schedules import cosine_betas
+from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_03_adm.adm_unet import ADMConfig
 from lesson_04_text_conditioning.text_transformer import Text, TextConfig
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
@@ -48,10 +46,6 @@ def tokenizer_of(facts):
     return CaptionTokenizer.from_json(facts["tokenizer"], facts["text"]["context"])
 
 
-def new_diffusion():
-    return GaussianDiffusion(cosine_betas(1000))
-
-
 class TokenizedDigits:
     """CaptionedDigits whose captions come as tokens: batches (x_0, tokens, mask)."""
 
@@ -78,17 +72,21 @@ def encode_prompts(network, tokenizer, prompts):
     return Text(*(part[place] for part in text))
 
 
-def sampler_of_prompts(network, tokenizer, prompts, start):
-    """What common.sampling asks for: (indices, x_T, generator) -> a sampler's steps for the prompts at these
-    indices.
+def conditional(network, text, empty):
+    """The denoiser that follows the caption as the network learned it."""
+    return partial(network, text=text)
 
-    start: (text, empty, x_T, generator) -> steps, given the encoded prompts and as many empty captions.
+
+def prompt_sampler(sampler, network, tokenizer, prompts, denoiser_for=conditional):
+    """What common.sampling asks for: (indices, x_T, generator) -> a sampler's steps for these prompts.
+
+    denoiser_for: (network, text, empty) -> denoiser, given encoded prompts and as many empty captions.
     """
     text, empty = encode_prompts(network, tokenizer, prompts), encode_prompts(network, tokenizer, [""])
 
-    def start_at(indices, x_T, generator):
-        chosen = Text(*(part[indices.to(part.device)] for part in text))
-        unconditional = Text(*(part.expand_as(like) for part, like in zip(empty, chosen)))
-        return start(chosen, unconditional, x_T, generator)
+    def start(indices, x_T, generator):
+        here = Text(*(part[indices.to(part.device)] for part in text))
+        no_text = Text(*(part.expand_as(like) for part, like in zip(empty, here)))
+        return sampler(denoiser_for(network, here, no_text), x_T, generator)
 
-    return start_at
+    return start

@@ -1,4 +1,4 @@
-"""Prompts on the command line, for the sample.py of lessons 4 and 5."""
+"""From prompts on the command line to a file of samples, for the sample.py of lessons 4 and 5."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +7,15 @@ from typing import Annotated
 import tyro
 
 from common.command import UserError
-from common.sampling import SampleConfig, write_samples
-from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, sampler_of_prompts, tokenizer_of
+from common.sampling import SampleConfig, load_for_sampling, write_samples
+from lesson_02_improved_ddpm.train_mnist import new_diffusion
+from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, prompt_sampler, rebuild, tokenizer_of
 
 
 @dataclass(frozen=True)
 class PromptConfig(SampleConfig):
-    prompt: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction
-    ] = ()  # what to draw; can be given several times
+    # what to draw; can be given several times
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     prompts_file: str | None = None  # a text file, a prompt a line
     num_samples: int | None = None  # of each prompt; default 8 of a --prompt, 1 of a line of --prompts-file
 
@@ -41,16 +41,16 @@ def read_prompts(path):
     return prompts
 
 
-def write_prompt_samples(config, prompts, network, facts, start):
-    """Draw every prompt and write config.out. start: as for `sampler_of_prompts`."""
+def sample_prompts(config, lesson, samplers, denoiser_for):
+    """Draw every prompt and write config.out. denoiser_for: as `prompt_sampler` takes it."""
+    prompts = config.prompts()
+    sampler, network, facts = load_for_sampling(config, lesson, samplers, new_diffusion(), rebuild)
     tokenizer = tokenizer_of(facts)
-    for prompt in dict.fromkeys(prompts):
-        if (count := len(tokenizer.pieces(prompt))) > tokenizer.context:
-            print(
-                f'cut: of "{prompt[:40]}..." ({count} tokens) the network reads the first {tokenizer.context}'
-            )
-    start_at = sampler_of_prompts(network, tokenizer, prompts, start)
     distinct = list(dict.fromkeys(prompts))
+    for prompt in distinct:
+        if (count := len(tokenizer.pieces(prompt))) > (room := tokenizer.context):
+            print(f'cut: of "{prompt[:40]}..." ({count} tokens) the network reads the first {room}')
+    start = prompt_sampler(sampler, network, tokenizer, prompts, denoiser_for)
     same = len(prompts) == len(distinct) * (each := len(prompts) // len(distinct)) and each > 1
     labels = {"row_labels": [prompt[:60] for prompt in distinct]} if same and each <= 16 else {}
-    write_samples(config, start_at, IMAGE_SHAPE, prompts, columns=each if labels else 8, **labels)
+    write_samples(config, start, IMAGE_SHAPE, prompts, columns=each if labels else 8, **labels)

@@ -5,13 +5,10 @@ python lesson_04_text_conditioning/sample.py --prompt "a red seven"
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from common.command import run_command
-from common.sampling import check_sampling, load_for_sampling, respaced
-from lesson_02_improved_ddpm.sampling import SAMPLERS
-from lesson_04_text_conditioning.captioned_mnist import new_diffusion, rebuild
-from lesson_04_text_conditioning.prompts import PromptConfig, write_prompt_samples
+from lesson_02_improved_ddpm.ddim import SAMPLERS
+from lesson_04_text_conditioning.prompts import PromptConfig, sample_prompts
 
 
 @dataclass(frozen=True)
@@ -23,14 +20,12 @@ class Config(PromptConfig):
 
 
 def main(config):
-    check_sampling(config, SAMPLERS)
-    prompts, few = config.prompts(), respaced(new_diffusion(), config.steps)
-    network, facts = load_for_sampling(config, "lesson_04_text_conditioning", Path(__file__).parent, rebuild)
-
-    def start(text, empty, x_T, generator):
-        return SAMPLERS[config.sampler](few, partial(network, text=text), x_T, generator)
-
-    write_prompt_samples(config, prompts, network, facts, start)
+    sample_prompts(
+        config,
+        "lesson_04_text_conditioning",
+        SAMPLERS,
+        lambda network, text, empty: partial(network, text=text),
+    )
 
 
 if __name__ == "__main__":

@@ -47,9 +47,8 @@ class TextUNet(nn.Module):
         return self.text(tokens, mask)
 
     def forward(self, x_t, t, text, image=None, mask=None, low_res=None):
-        """image: [N, C, H, W] in [-1, 1]; mask: [N, 1, H, W], 1 where the image is known; low_res: [N, C, h,
-        w].
-        """
+        """image: [N, C, H, W]; mask: [N, 1, H, W], 1 where the image is known; low_res: [N, C, h, w]."""
+
         seen = [x_t]
         if self.inpaint:
             nothing_known = image is None

@@ -1,6 +1,4 @@
-"""From captions to numbers: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019), lower-cased, padded,
-masked.
-"""
+"""From captions to numbers: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019), padded, masked."""
 
 import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,9 +19,8 @@ class CaptionTokenizer:
 
     @classmethod
     def train(cls, captions, vocab_size=512, context=8):
-        """Merge the pairs of bytes that are most frequent in the captions until there are `vocab_size`
-        tokens.
-        """
+        """Merge the most frequent pairs of tokens until there are `vocab_size` of them."""
+
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()

@@ -10,23 +10,17 @@ import torch
 
 from common.captions import balanced_prompts
 from common.command import run_command
-from common.data import load_digits
+from common.data import load_splits
 from common.evaluation import reference_for, report
-from common.pictures import save_grid
+from common.pictures import label_grid
 from common.runs import Run, saved_config
 from common.sampling import sample_batches
 from common.training import TrainConfig, train
 from lesson_01_ddpm.diffusion import loss_at_random_t
-from lesson_02_improved_ddpm.sampling import SAMPLERS
-from lesson_04_text_conditioning.captioned_mnist import (
-    IMAGE_SHAPE,
-    PROMPTS,
-    TokenizedDigits,
-    new_diffusion,
-    new_network,
-    sampler_of_prompts,
-    train_tokenizer,
-)
+from lesson_02_improved_ddpm.ddim import SAMPLERS
+from lesson_02_improved_ddpm.train_mnist import new_diffusion
+from lesson_04_text_conditioning import captioned_mnist
+from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, TokenizedDigits
 from lesson_04_text_conditioning.velocity import loss_velocity
 
 
@@ -35,7 +29,7 @@ class Config(TrainConfig):
     """Lesson 4: a text-to-image model of coloured digits."""
 
     batch_size: int = 32  # images a step
-    learning_rate: float = 3e-3  # the highest; after a warm-up it decays along a cosine
+    learning_rate: float = 1.5e-3  # the highest; after a warm-up it decays along a cosine
     sample_steps: int = 100  # ancestral steps a sample
     num_eval: int = 500  # samples measured
 
@@ -43,11 +37,11 @@ class Config(TrainConfig):
 
 
 def main(config):
-    digits, held_back = (load_digits(config.dataset, config.data_dir, train) for train in (True, False))
+    digits, held_back = load_splits(config)
     run = Run("lesson_04_text_conditioning", config, digits.name)
-    tokenizer = train_tokenizer()
+    tokenizer = captioned_mnist.train_tokenizer()
     torch.manual_seed(config.seed)
-    network, facts = new_network(tokenizer)
+    network, facts = captioned_mnist.new_network(tokenizer)
     diffusion = new_diffusion()
 
     def loss(network, x_0, tokens, mask):
@@ -55,24 +49,19 @@ def main(config):
         return loss_at_random_t(loss_velocity, diffusion, partial(network, text=text), x_0)
 
     def draw(network, prompts, sampler, steps):
-        few = diffusion.evenly(2 if config.dry_run else steps)
+        sampler = partial(SAMPLERS[sampler], diffusion.evenly(config.at_most(steps)))
+        start = captioned_mnist.prompt_sampler(sampler, network, tokenizer, prompts)
+        return sample_batches(start, IMAGE_SHAPE, len(prompts), config)
 
-        def start(text, empty, x_T, generator):
-            return SAMPLERS[sampler](few, partial(network, text=text), x_T, generator)
-
-        start_at = sampler_of_prompts(network, tokenizer, prompts, start)
-        return sample_batches(start_at, IMAGE_SHAPE, len(prompts), config.seed, config.device)
-
-    def show(network, step):
-        images = draw(network, PROMPTS * 4, "ddim", 25)
-        save_grid(run.folder / "samples" / f"step_{step:07d}.png", images, column_labels=PROMPTS)
+    def show(network):
+        return label_grid(draw(network, PROMPTS * 4, "ddim", 25), column_labels=PROMPTS)
 
     torch.manual_seed(0)
     validation = TokenizedDigits(held_back, tokenizer).batch(torch.arange(512))
     network = train(network, loss, TokenizedDigits(digits, tokenizer), config, run, validation, facts, show)
-    prompts, wanted, colours = balanced_prompts(2 if config.dry_run else config.num_eval)
+    prompts, wanted, colours = balanced_prompts(config.at_most(config.num_eval))
     samples = draw(network, prompts, "ddpm", config.sample_steps)
-    picture = draw(network, PROMPTS * 8, "ddpm", config.sample_steps)
+    picture = draw(network, PROMPTS * config.at_most(8), "ddpm", config.sample_steps)
     report(run, samples, reference_for(digits), picture, wanted, colours, column_labels=PROMPTS)
 
 

@@ -1,10 +1,9 @@
-"""DPM-Solver++(2M): a second-order solver of the sampling ODE, good in 15-20 steps (Lu et al. 2022, algorithm
-2).
-"""
+"""DPM-Solver++(2M): the sampling ODE solved in 15-20 steps (Lu et al. 2022, algorithm 2)."""
 
 import torch
 
 from lesson_01_ddpm.diffusion import Step, clip
+from lesson_02_improved_ddpm import ddim
 
 
 @torch.no_grad()
@@ -37,3 +36,6 @@ def dpm_solver_sample(diffusion, denoiser, x_T, generator=None, bound=clip):
             x_prev = ratio.item() * x_t + weight.item() * x_0_here
         yield Step(i, x_t, x_0, x_prev)
         x_t, x_0_before = x_prev, x_0
+
+
+SAMPLERS = {**ddim.SAMPLERS, "dpm++": dpm_solver_sample}

@@ -10,22 +10,16 @@ import torch
 
 from common.captions import balanced_prompts
 from common.command import run_command
-from common.data import load_digits
+from common.data import load_splits
 from common.evaluation import evaluate, in_words, reference_for
-from common.pictures import save_grid
+from common.pictures import label_grid
 from common.runs import Run, saved_config
 from common.sampling import sample_batches
 from common.training import TrainConfig, train
 from lesson_01_ddpm.diffusion import loss_at_random_t
-from lesson_04_text_conditioning.captioned_mnist import (
-    IMAGE_SHAPE,
-    PROMPTS,
-    TokenizedDigits,
-    new_diffusion,
-    new_network,
-    sampler_of_prompts,
-    train_tokenizer,
-)
+from lesson_02_improved_ddpm.train_mnist import new_diffusion
+from lesson_04_text_conditioning import captioned_mnist
+from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, TokenizedDigits
 from lesson_04_text_conditioning.velocity import loss_velocity
 from lesson_05_cfg.dpm_solver import dpm_solver_sample
 from lesson_05_cfg.guidance import drop_captions, guided
@@ -39,7 +33,7 @@ class Config(TrainConfig):
     """Lesson 5: a text-to-image model of coloured digits, trained so that it can be guided."""
 
     batch_size: int = 32  # images a step
-    learning_rate: float = 3e-3  # the highest; after a warm-up it decays along a cosine
+    learning_rate: float = 1.5e-3  # the highest; after a warm-up it decays along a cosine
     drop_caption: float = 0.1  # share of captions replaced by the empty one
     sample_steps: int = 15  # of DPM-Solver++ a sample
     num_eval: int = 1000  # samples measured at each guidance scale
@@ -48,12 +42,11 @@ class Config(TrainConfig):
 
 
 def main(config):
-    digits, held_back = (load_digits(config.dataset, config.data_dir, train) for train in (True, False))
+    digits, held_back = load_splits(config)
     run = Run("lesson_05_cfg", config, digits.name)
-
-    tokenizer = train_tokenizer()
+    tokenizer = captioned_mnist.train_tokenizer()
     torch.manual_seed(config.seed)
-    network, facts = new_network(tokenizer)
+    network, facts = captioned_mnist.new_network(tokenizer)
     diffusion = new_diffusion()
 
     def loss(network, x_0, tokens, mask):
@@ -62,43 +55,32 @@ def main(config):
         return loss_at_random_t(loss_velocity, diffusion, partial(network, text=text), x_0)
 
     def draw(network, prompts, scale):
-        few = diffusion.evenly(2 if config.dry_run else config.sample_steps)
+        sampler = partial(dpm_solver_sample, diffusion.evenly(config.at_most(config.sample_steps)))
+        denoiser_for = partial(guided, guidance_scale=scale)  # NEW: guided, and in few steps
+        start = captioned_mnist.prompt_sampler(sampler, network, tokenizer, prompts, denoiser_for)
+        return sample_batches(start, IMAGE_SHAPE, len(prompts), config)
 
-        def start(text, empty, x_T, generator):
-            return dpm_solver_sample(
-                few, guided(network, text, empty, scale), x_T
-            )  # NEW: guided, and in few steps
-
-        start_at = sampler_of_prompts(network, tokenizer, prompts, start)
-        return sample_batches(start_at, IMAGE_SHAPE, len(prompts), config.seed, config.device)
-
-    def show(network, step):
-        images = draw(network, PROMPTS * 4, SHOWN)
-        save_grid(run.folder / "samples" / f"step_{step:07d}.png", images, column_labels=PROMPTS)
+    def show(network):
+        return label_grid(draw(network, PROMPTS * 4, SHOWN), column_labels=PROMPTS)
 
     torch.manual_seed(0)
     validation = TokenizedDigits(held_back, tokenizer).batch(torch.arange(512))
     network = train(network, loss, TokenizedDigits(digits, tokenizer), config, run, validation, facts, show)
-    sweep(network, draw, config, run, reference_for(digits))
+    sweep(partial(draw, network), config.at_most(config.num_eval), run, reference_for(digits))
 
 
-def sweep(network, draw, config, run, reference):
-    """Draw and measure at every guidance scale: sweep.png and metrics.json."""
-    n = 2 if config.dry_run else config.num_eval
+def sweep(draw, n, run, reference):
+    """Draw and measure n samples at every guidance scale: sweep.png and metrics.json."""
     prompts, wanted_digits, wanted_colours = balanced_prompts(n)
     rows = []
     print(f"{n} samples a scale; the colour and the digit are read from each")
     for scale in SWEEP:
-        measured = evaluate(draw(network, prompts, scale), reference, wanted_digits, wanted_colours)
+        measured = evaluate(draw(prompts, scale), reference, wanted_digits, wanted_colours)
         rows.append({"guidance_scale": scale, **measured})
         print(in_words(rows[-1]), flush=True)
-    run.write_json(
-        "metrics.json", {"command": run.info["command"], "sweep": rows, "machine": run.info["machine"]}
-    )
-    images = torch.cat([draw(network, PROMPTS, scale) for scale in SWEEP])
-    picture = run.folder / "sweep.png"
-    save_grid(picture, images, row_labels=[f"s = {s}" for s in SWEEP], column_labels=PROMPTS)
-    print(f"look at {picture}; numbers in {run.folder / 'metrics.json'}\nrun: {run.folder}")
+    images = torch.cat([draw(PROMPTS, scale) for scale in SWEEP])
+    names = [f"s = {scale}" for scale in SWEEP]
+    run.finish({"sweep": rows}, "sweep.png", label_grid(images, row_labels=names, column_labels=PROMPTS))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data import load_digits
-from common.pictures import frames_of, label_grid, save_gif, to_rgb, trajectory_strip
+from common.data import load_digits, to_uint8
+from common.pictures import frames_of, label_grid, save_gif, trajectory_strip
 from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas
 from lesson_02_improved_ddpm.ddim import ddim_sample
 
@@ -30,8 +30,8 @@ def test_animation_ends_with_the_samples(steps, tmp_path):
     save_gif(tmp_path / "a.gif", frames, scale=1)
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames >= 7 and gif.size == (frames[0].shape[1], frames[0].shape[0])
-    last = to_rgb(steps[-1].x_prev)
-    assert np.array_equal(frames[-1][1:9, 1:9], last[0])
+    last = to_uint8(steps[-1].x_prev[0]).permute(1, 2, 0)
+    assert np.array_equal(frames[-1][1:9, 1:9], last)
 
 
 def test_grid_has_a_cell_for_each_image():

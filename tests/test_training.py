@@ -176,12 +176,12 @@ def test_metrics_record_the_learning_rate_of_each_step(tmp_path):
 
 
 def test_time_limit_ends_the_run_and_the_decay_follows_the_time(tmp_path):
-    run, _ = run_line(tmp_path, time_limit=0.02, checkpoint_every=10_000)
+    run, _ = run_line(tmp_path, time_limit=0.02, learning_rate=7e-4, checkpoint_every=10_000)
     rows = read_metrics(run.folder / "metrics.csv")
     assert rows[-1]["minutes"] >= 0.02 > rows[-2]["minutes"]
     before, row = rows[len(rows) // 2 - 1 : len(rows) // 2 + 1]
     factor = learning_rate_factor(row["step"] - 1, before["minutes"] / 0.02)
-    assert row["learning_rate"] == pytest.approx(2e-3 * factor, rel=1e-3)
+    assert row["learning_rate"] == pytest.approx(7e-4 * factor, rel=1e-3)
 
 
 def test_budget_is_whichever_comes_first():
