@@ -50,6 +50,11 @@ def check_flags(config):
             raise UserError(f"{flag} is {value}; it must be 0 (no caption), 1 (plain caption) or greater")
 
 
+def check_choice(flag, value, known):
+    if value not in known:
+        raise UserError(f"{flag} {value} is unknown; choose {', '.join(known)}")
+
+
 def pick_device(name="auto"):
     """The device called `name`; `auto` is the GPU where there is one. Raises UserError if it is not there."""
     if name == "auto":

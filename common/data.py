@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.datasets import MNIST
 
-from common.command import UserError
+from common.command import UserError, check_choice
 from common.drawn import draw_digits
 
 IMAGE_SIZE = 32
@@ -63,8 +63,7 @@ def load_digits(dataset="auto", data_dir=None, train=True, channels=1):
     data_dir: the folder that holds MNIST/raw, by default $LESSONS_DATA, else ./data (downloaded to).
     channels: 1, or 3 equal ones.
     """
-    if dataset not in ("auto", "mnist", "drawn"):
-        raise UserError(f"--dataset {dataset} is unknown; choose auto, mnist or drawn")
+    check_choice("--dataset", dataset, ("auto", "mnist", "drawn"))
     if dataset != "drawn":
         try:
             mnist = find_mnist(data_dir, train)

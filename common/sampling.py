@@ -26,29 +26,35 @@ class SampleConfig:
     out: str = "samples.png"  # .png: a picture; .npz: arrays `images`, `prompts`; .gif: the sampling itself
 
 
-def load_for_sampling(config, lesson, samplers, diffusion, build):
+def load_for_sampling(config, lesson, samplers, rebuild):
     """What the flags ask for, each checked before any work is done: (sampler, network, facts).
 
     samplers: name -> (diffusion, denoiser, x_T, generator) -> steps; the first argument comes bound to
-    `config.steps` timesteps of `diffusion`. build: the checkpoint's facts -> network. Raises UserError.
+    `config.steps` timesteps. rebuild: the checkpoint's facts -> (network, diffusion). Raises UserError.
     """
     if config.sampler not in samplers:
         later = {"ddim": " (ddim comes in lesson 2)", "dpm++": " (dpm++ comes in lesson 5)"}
         choices = " or ".join(samplers) + later.get(config.sampler, "")
         raise UserError(f"--sampler {config.sampler} is unknown here; choose {choices}")
+    check_out(config.out)
+    network, diffusion, facts = load_network(config.checkpoint, lesson, rebuild)
     try:
         sampler = partial(samplers[config.sampler], diffusion.evenly(config.steps))
     except ValueError as error:
         raise UserError(f"--steps {config.steps}: {error}") from None
-    check_out(config.out)
-    weights, facts = load_weights(config.checkpoint or shipped_weights(lesson), lesson)
-    network = build(facts)
+    return sampler, network.to(pick_device(config.device)), facts
+
+
+def load_network(checkpoint, lesson, rebuild):
+    """(network, diffusion, facts) of a checkpoint; None is the one that is shipped. Raises UserError."""
+    weights, facts = load_weights(checkpoint or shipped_weights(lesson), lesson)
+    network, diffusion = rebuild(facts)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--checkpoint: its weights do not fit its settings ({reason})") from None
-    return sampler, network.to(pick_device(config.device)).eval().requires_grad_(False), facts
+    return network.eval().requires_grad_(False), diffusion, facts
 
 
 def check_out(out):

@@ -204,7 +204,9 @@ class Trainer:
         return counters | {name: part.state_dict() for name, part in self.parts().items()}
 
     def parts(self):
-        return {"network": self.network, "ema": self.ema.network, "optimizer": self.optimizer}
+        """What a checkpoint must hold; the loss too, if it is one that remembers."""
+        parts = {"network": self.network, "ema": self.ema.network, "optimizer": self.optimizer}
+        return parts | ({"loss": self.loss} if hasattr(self.loss, "state_dict") else {})
 
     def restore(self, state):
         self.step, self.minutes, self.best = state["step"], state["minutes"], state["best"]

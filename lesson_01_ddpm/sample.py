@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from common.command import run_command
 from common.sampling import SampleConfig, load_for_sampling, write_samples
 from lesson_01_ddpm.diffusion import ddpm_sample
-from lesson_01_ddpm.train_mnist import IMAGE_SHAPE, new_diffusion, rebuild
+from lesson_01_ddpm.train_mnist import IMAGE_SHAPE, rebuild
 
 SAMPLERS = {"ddpm": ddpm_sample}
 
@@ -22,7 +22,7 @@ class Config(SampleConfig):
 
 
 def main(config):
-    sampler, network, _ = load_for_sampling(config, "lesson_01_ddpm", SAMPLERS, new_diffusion(), rebuild)
+    sampler, network, _ = load_for_sampling(config, "lesson_01_ddpm", SAMPLERS, rebuild)
 
     def start(indices, x_T, generator):
         return sampler(network, x_T, generator)

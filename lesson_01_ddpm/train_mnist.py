@@ -38,8 +38,8 @@ def new_diffusion():
 
 
 def rebuild(facts):
-    """The network that a checkpoint's facts describe."""
-    return UNet(as_config(UNetConfig, facts["network"]))
+    """The network and the diffusion that a checkpoint's facts describe."""
+    return UNet(as_config(UNetConfig, facts["network"])), new_diffusion()
 
 
 def main(config):

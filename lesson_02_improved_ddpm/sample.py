@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from common.command import run_command
 from common.sampling import SampleConfig, load_for_sampling, write_samples
-from lesson_01_ddpm.train_mnist import IMAGE_SHAPE, rebuild
+from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
 from lesson_02_improved_ddpm.ddim import SAMPLERS
-from lesson_02_improved_ddpm.train_mnist import new_diffusion
+from lesson_02_improved_ddpm.train_mnist import rebuild
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class Config(SampleConfig):
 
 
 def main(config):
-    lesson = "lesson_02_improved_ddpm"
-    sampler, network, _ = load_for_sampling(config, lesson, SAMPLERS, new_diffusion(), rebuild)
+    sampler, network, _ = load_for_sampling(config, "lesson_02_improved_ddpm", SAMPLERS, rebuild)
 
     def start(indices, x_T, generator):
         return sampler(network, x_T, generator)

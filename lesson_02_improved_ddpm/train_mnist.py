@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from common.command import run_command
+from common.command import check_choice, run_command
 from common.data import load_splits
 from common.evaluation import reference_for, report
 from common.pictures import label_grid
@@ -15,38 +15,56 @@ from common.runs import Run, saved_config
 from common.sampling import sample_batches
 from common.training import TrainConfig, train
 from lesson_01_ddpm import train_mnist as lesson_1
-from lesson_01_ddpm.diffusion import GaussianDiffusion, loss_at_random_t
+from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas, loss_at_random_t, loss_simple
 from lesson_01_ddpm.unet import UNet
 from lesson_02_improved_ddpm.ddim import SAMPLERS
+from lesson_02_improved_ddpm.importance_sampling import ImportanceSampled
 from lesson_02_improved_ddpm.schedules import cosine_betas
-from lesson_02_improved_ddpm.variational_bound import loss_hybrid
+from lesson_02_improved_ddpm.variational_bound import loss_hybrid, loss_vlb
 
 NETWORK = replace(lesson_1.NETWORK, out_channels=2)  # NEW: eps_hat and v
+SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas}
+LOSSES = {"simple": loss_simple, "hybrid": loss_hybrid, "vlb": loss_vlb}
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
     """Lesson 2: a diffusion model of handwritten digits that learns its variance."""
 
+    objective: str = "hybrid"  # simple (lesson 1's), hybrid, or vlb (the bound alone, t by importance)
+    schedule: str = "cosine"  # or linear (lesson 1's)
     sample_steps: int = 100  # ancestral steps a sample
     num_eval: int = 500  # samples measured
 
     default_minutes = 8.0
 
 
-def new_diffusion():
-    return GaussianDiffusion(cosine_betas(1000))  # NEW
+def new_diffusion(schedule="cosine"):
+    return GaussianDiffusion(SCHEDULES[schedule](1000))  # NEW
+
+
+def new_loss(objective, diffusion):
+    """(network, x_0, label) -> [N], whatever the label."""
+    if objective == "vlb":
+        return ImportanceSampled(loss_vlb, diffusion)
+    at_t = LOSSES[objective]
+    return lambda network, x_0, label: loss_at_random_t(at_t, diffusion, network, x_0)
+
+
+def rebuild(facts):
+    return lesson_1.rebuild(facts)[0], new_diffusion(facts["config"].get("schedule", "cosine"))
 
 
 def main(config):
+    check_choice("--objective", config.objective, LOSSES)
+    check_choice("--schedule", config.schedule, SCHEDULES)
     digits, held_back = load_splits(config)
     run = Run("lesson_02_improved_ddpm", config, digits.name)
     torch.manual_seed(config.seed)
-    network, facts = UNet(NETWORK), {"network": asdict(NETWORK)}
-    diffusion = new_diffusion()
-
-    def loss(network, x_0, label):
-        return loss_at_random_t(loss_hybrid, diffusion, network, x_0)  # NEW: L_hybrid
+    settings = replace(NETWORK, out_channels=1) if config.objective == "simple" else NETWORK
+    network, facts = UNet(settings), {"network": asdict(settings)}
+    diffusion = new_diffusion(config.schedule)
+    loss = new_loss(config.objective, diffusion)  # NEW: L_hybrid
 
     def draw(network, n, sampler, steps):
         few = diffusion.evenly(config.at_most(steps))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from common.data import check_range
-from lesson_01_ddpm.diffusion import clip, gaussian_noise, squared_error
+from lesson_01_ddpm.diffusion import clip, fixed_small, gaussian_noise, squared_error
 
 
 def learned_range(diffusion, output, x_t, t):
@@ -46,6 +46,12 @@ def decoder_bits(x_0, mean, log_variance):
     return -(above - below).clamp(min=1e-12).log2()
 
 
+def learned_or_small(diffusion, output, x_t, t):
+    """The network's log variance if it gives one, else beta_tilde's: for samplers that serve both."""
+    learned = output.shape[1] > x_t.shape[1]
+    return (learned_range if learned else fixed_small)(diffusion, output, x_t, t)
+
+
 def vb_terms_bits(diffusion, output, x_0, x_t, t, log_variance=learned_range, bound=None):
     """One term of the variational bound for each sample, in bits per dimension: [N].
 
@@ -68,6 +74,13 @@ def prior_bits(diffusion, x_0):
     log_variance = (1 - alpha_bar).log().expand_as(mean)
     kl = normal_kl_bits(mean, log_variance, torch.zeros_like(mean), torch.zeros_like(mean))
     return kl.flatten(1).mean(1).float()
+
+
+def loss_vlb(diffusion, denoiser, x_0, t, noise):
+    """T times the bound's term at t, whose mean over a uniform t is L_vlb without its constant prior: [N]."""
+    check_range(x_0)
+    x_t = diffusion.q_sample(x_0, t, noise)
+    return diffusion.num_timesteps * vb_terms_bits(diffusion, diffusion.ask(denoiser, x_t, t), x_0, x_t, t)
 
 
 def loss_hybrid(diffusion, denoiser, x_0, t, noise):
@@ -97,7 +110,7 @@ class Bound(NamedTuple):
 
 
 @torch.no_grad()
-def variational_bound(diffusion, denoiser, x_0, generator=None, log_variance=learned_range, bound=clip):
+def variational_bound(diffusion, denoiser, x_0, generator=None, log_variance=learned_or_small, bound=clip):
     """Bits per dimension that the model needs for x_0 at most: every term once, x_t drawn once for each."""
     terms = []
     for i in reversed(range(diffusion.num_timesteps)):
@@ -112,3 +125,29 @@ def variational_bound(diffusion, denoiser, x_0, generator=None, log_variance=lea
     vb_bits, x_0_mse, eps_mse = torch.stack(terms, -1)
     prior = prior_bits(diffusion, x_0)
     return Bound(vb_bits.sum(1) + prior, prior, vb_bits, x_0_mse, eps_mse)
+
+
+class Estimate(NamedTuple):
+    bits_per_dim: float
+    standard_error: float
+
+
+@torch.no_grad()
+def bits_per_dim(diffusion, denoiser, batches, draws=1, generator=None, log_variance=learned_or_small):
+    """Monte Carlo estimate of the bound over a data set: for each image, `draws` terms at uniform t.
+
+    batches: an iterable of x_0 [N, C, H, W] on the 8-bit grid. The exact sum over t is `variational_bound`'s,
+    at T network evaluations an image. Returns bits per dimension and the standard error of that mean.
+    """
+    values = []
+    for x_0 in batches:
+        total = prior_bits(diffusion, x_0)
+        for _ in range(draws):
+            t = torch.randint(diffusion.num_timesteps, (len(x_0),), generator=generator).to(x_0.device)
+            x_t = diffusion.q_sample(x_0, t, gaussian_noise(x_0, generator))
+            output = diffusion.ask(denoiser, x_t, t)
+            term = vb_terms_bits(diffusion, output, x_0, x_t, t, log_variance, clip)
+            total = total + diffusion.num_timesteps / draws * term
+        values.append(total.cpu())
+    values = torch.cat(values).double()
+    return Estimate(values.mean().item(), (values.std() / len(values) ** 0.5).item())

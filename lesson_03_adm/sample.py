@@ -12,7 +12,6 @@ from common.command import UserError, run_command
 from common.sampling import SampleConfig, load_for_sampling, write_samples
 from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
 from lesson_02_improved_ddpm.ddim import SAMPLERS
-from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_03_adm.train_mnist import rebuild
 
 
@@ -29,7 +28,7 @@ class Config(SampleConfig):
 def main(config):
     if config.digit is not None and config.digit not in range(10):
         raise UserError(f"--digit {config.digit} is no digit; choose 0 to 9")
-    sampler, network, _ = load_for_sampling(config, "lesson_03_adm", SAMPLERS, new_diffusion(), rebuild)
+    sampler, network, _ = load_for_sampling(config, "lesson_03_adm", SAMPLERS, rebuild)
     n = config.num_samples
     classes = torch.arange(n) % 10 if config.digit is None else torch.full((n,), config.digit)
 

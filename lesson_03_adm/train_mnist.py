@@ -39,7 +39,7 @@ class Config(TrainConfig):
 
 
 def rebuild(facts):
-    return ClassUNet(as_config(ADMConfig, facts["network"]))
+    return ClassUNet(as_config(ADMConfig, facts["network"])), new_diffusion()
 
 
 def main(config):

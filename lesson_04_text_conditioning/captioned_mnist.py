@@ -39,7 +39,8 @@ def new_network(tokenizer):
 
 def rebuild(facts):
     config, text = as_config(ADMConfig, facts["network"]), as_config(TextConfig, facts["text"])
-    return VelocityUNet(config, text, new_diffusion().alpha_bar)
+    diffusion = new_diffusion()
+    return VelocityUNet(config, text, diffusion.alpha_bar), diffusion
 
 
 def tokenizer_of(facts):

@@ -8,7 +8,6 @@ import tyro
 
 from common.command import UserError
 from common.sampling import SampleConfig, load_for_sampling, write_samples
-from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, prompt_sampler, rebuild, tokenizer_of
 
 
@@ -44,7 +43,7 @@ def read_prompts(path):
 def sample_prompts(config, lesson, samplers, denoiser_for):
     """Draw every prompt and write config.out. denoiser_for: as `prompt_sampler` takes it."""
     prompts = config.prompts()
-    sampler, network, facts = load_for_sampling(config, lesson, samplers, new_diffusion(), rebuild)
+    sampler, network, facts = load_for_sampling(config, lesson, samplers, rebuild)
     tokenizer = tokenizer_of(facts)
     distinct = list(dict.fromkeys(prompts))
     for prompt in distinct:

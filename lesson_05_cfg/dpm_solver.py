@@ -21,9 +21,7 @@ def dpm_solver_sample(diffusion, denoiser, x_T, generator=None, bound=clip):
     x_t, x_0_before = x_T, None
     for i in reversed(range(diffusion.num_timesteps)):
         t = torch.full((len(x_t),), i)
-        output = diffusion.ask(denoiser, x_t, t)
-        x_0 = diffusion.x_0_from_noise(x_t, t, output[:, : x_t.shape[1]])
-        x_0 = bound(x_0) if bound else x_0
+        x_0 = ddim.predict_x_0(diffusion, denoiser, x_t, t, bound)
         if i == 0:
             x_prev = x_0
         else:

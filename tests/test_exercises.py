@@ -1,0 +1,86 @@
+"""The checks of the exercises: a wrong answer gets a line that helps. The right ones: solutions.ipynb."""
+
+import pytest
+import torch
+
+from common.exercises import Wrong, run_checks
+from lesson_01_ddpm import exercises as lesson_1
+from lesson_02_improved_ddpm import exercises as lesson_2
+from lesson_02_improved_ddpm.schedules import cosine_betas
+
+
+def sample(diffusion, denoiser, x_T, generator, noise_at_the_end=False, factor=torch.sqrt, noisy=True):
+    """Ancestral sampling, with mistakes on request."""
+    x_t = x_T
+    for i in reversed(range(diffusion.num_timesteps)):
+        t = torch.full((len(x_t),), i)
+        x_0 = diffusion.x_0_from_noise(x_t, t, denoiser(x_t, t))
+        x_t = diffusion.q_posterior_mean(x_0, x_t, t)
+        if noisy and (i > 0 or noise_at_the_end):
+            variance = diffusion.beta_tilde[max(i, 1)].float()
+            x_t = x_t + factor(variance) * torch.randn(x_t.shape, generator=generator)
+    return x_t
+
+
+def geometric(v, beta, beta_tilde):
+    return (1 - v) / 2 * beta.log() + (1 + v) / 2 * beta_tilde.log()
+
+
+def ddim_picture(x_t, eps_hat, a):
+    return (x_t - (1 - a) ** 0.5 * eps_hat) / a**0.5
+
+
+WRONG = [
+    (
+        lesson_1.check_noisy,
+        lambda x_0, noise, a: a * x_0 + (1 - a) ** 0.5 * noise,
+        "square root of alpha_bar",
+    ),
+    (lesson_1.check_noisy, lambda x_0, noise, a: a**0.5 * x_0 + (1 - a) * noise, "Variances add"),
+    (lesson_1.check_noisy, lambda x_0, noise, a: a**0.5 * x_0 + (1 - a**0.5) * noise, "Variances add"),
+    (lesson_1.check_predicted_x_0, lambda x, eps, a: (x - (1 - a) ** 0.5 * eps) / a, "once too often"),
+    (lesson_1.check_predicted_x_0, lambda x, eps, a: x - (1 - a) ** 0.5 * eps, "as faint"),
+    (lesson_1.check_predicted_x_0, lambda x, eps, a: (x - eps) / a**0.5, "came back"),
+    (lesson_1.check_posterior, lambda x_0, x_t, b, a, p: (x_0, b), "surer"),
+    (
+        lesson_1.check_posterior,
+        lambda x_0, x_t, b, a, p: (
+            (p**0.5 * b * x_t + (1 - b) ** 0.5 * (1 - p) * x_0) / (1 - a),
+            b * (1 - p) / (1 - a),
+        ),
+        "swapped",
+    ),
+    (lesson_1.check_sample, lambda *args: sample(*args, noise_at_the_end=True), "in the last step"),
+    (lesson_1.check_sample, lambda *args: sample(*args, noisy=False), "between"),
+    (lesson_1.check_sample, lambda diffusion, denoiser, x_T, generator: x_T, "away from all three"),
+    (lesson_2.check_cosine_schedule, lambda T: cosine_betas(T + 1), "T steps lie between"),
+    (lesson_2.check_cosine_schedule, lambda T: cosine_betas(T).clamp(max=0.999) * 1.01, "without a limit"),
+    (lesson_2.check_cosine_schedule, lambda T: (1 - cosine_betas(T)).cumprod(0).clamp(max=0.99), "off by"),
+    (lesson_2.check_respaced_betas, lambda a, t: 1 - a[t], "noise levels"),
+    (lesson_2.check_respaced_betas, lambda a, t: torch.linspace(0.001, 0.02, 100).double()[t], "skipped"),
+    (lesson_2.check_log_variance, geometric, "swapped"),
+    (lesson_2.check_log_variance, lambda v, b, bt: ((1 + v) / 2 * b + (1 - v) / 2 * bt).log(), "geometric"),
+    (lesson_2.check_for_the_bound, lambda output: output.detach(), "no gradient"),
+    (lesson_2.check_for_the_bound, lambda output: output * 1, "drown"),
+    (
+        lesson_2.check_for_the_bound,
+        lambda output: torch.cat([output[:, :3], output[:, 3:].detach()], 1),
+        "wrong half",
+    ),
+    (lesson_2.check_ddim_step, lambda x, eps, a, before: ddim_picture(x, eps, a), "predicted picture"),
+    (lesson_2.check_ddim_step, lambda x, eps, a, b: b**0.5 * ddim_picture(x, eps, a), "noise is gone"),
+    (lesson_2.check_ddim_step, lambda x, eps, a, before: x - eps, "lands on"),
+]
+
+
+@pytest.mark.parametrize("check, answer, help", WRONG, ids=lambda value: getattr(value, "__name__", None))
+def test_a_wrong_answer_gets_a_line_that_helps(check, answer, help):
+    with pytest.raises(Wrong, match=help):
+        check(answer)
+
+
+@pytest.mark.parametrize("lesson", [lesson_1, lesson_2], ids=lambda lesson: lesson.__name__)
+def test_an_untouched_exercise_is_still_to_do(lesson, capsys):
+    run_checks(lesson.CHECKS)
+    verdicts = capsys.readouterr().out.splitlines()
+    assert len(verdicts) == len(lesson.CHECKS) and all("still to do" in verdict for verdict in verdicts)
