@@ -155,9 +155,10 @@ def evaluate(images, reference, digits=None, colours=None):
     return {name: None if value != value else value for name, value in result.items()}  # NaN is no JSON
 
 
-def report(run, samples, reference, picture, digits=None, colours=None, **labels):
-    """End a run: its samples measured, and a grid of the images `picture`."""
-    measured = evaluate(samples, reference, digits, colours)
+def report(run, samples, reference, picture, digits=None, colours=None, numbers=None, **labels):
+    """End a run: its samples measured, `numbers` measured otherwise, and a grid of the images `picture`."""
+    measured = evaluate(samples, reference, digits, colours) | (numbers or {})
+
     print(in_words(measured))
     run.finish(measured, "samples.png", label_grid(picture, **labels))
 

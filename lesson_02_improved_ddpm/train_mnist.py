@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from common.command import check_choice, run_command
+from common.command import check_choice, pick_device, run_command
 from common.data import load_splits
 from common.evaluation import reference_for, report
 from common.pictures import label_grid
@@ -20,7 +20,8 @@ from lesson_01_ddpm.unet import UNet
 from lesson_02_improved_ddpm.ddim import SAMPLERS
 from lesson_02_improved_ddpm.importance_sampling import ImportanceSampled
 from lesson_02_improved_ddpm.schedules import cosine_betas
-from lesson_02_improved_ddpm.variational_bound import loss_hybrid, loss_vlb
+from lesson_02_improved_ddpm.variational_bound import bits_per_dim, loss_hybrid, loss_vlb
+
 
 NETWORK = replace(lesson_1.NETWORK, out_channels=2)  # NEW: eps_hat and v
 SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas}
@@ -79,7 +80,9 @@ def main(config):
 
     network = train(network, loss, digits, config, run, held_back.batch(torch.arange(512)), facts, show)
     samples = draw(network, config.num_eval, "ddpm", config.sample_steps)
-    report(run, samples, reference_for(digits), samples[:64])
+    unseen = held_back.images[: config.at_most(1000)].split(250)
+    bits = bits_per_dim(diffusion, network, [x.to(pick_device(config.device)) for x in unseen], draws=4)
+    report(run, samples, reference_for(digits), samples[:64], numbers=bits._asdict())  # NEW: in bits, too
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def variational_bound(diffusion, denoiser, x_0, generator=None, log_variance=lea
 
 class Estimate(NamedTuple):
     bits_per_dim: float
-    standard_error: float
+    bits_per_dim_error: float  # the standard error of that mean
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def bits_per_dim(diffusion, denoiser, batches, draws=1, generator=None, log_vari
     """Monte Carlo estimate of the bound over a data set: for each image, `draws` terms at uniform t.
 
     batches: an iterable of x_0 [N, C, H, W] on the 8-bit grid. The exact sum over t is `variational_bound`'s,
-    at T network evaluations an image. Returns bits per dimension and the standard error of that mean.
+    at T network evaluations an image.
     """
     values = []
     for x_0 in batches:
