@@ -3,7 +3,9 @@
     python -m common.ship runs/lesson_05_cfg/2026-01-31_12-00-00
 
 writes <lesson>/pretrained (weights in half precision) and <lesson>/results, then fills the READMEs' blocks
-marked `<!-- results LESSON -->` from the result files. `python -m common.ship` alone fills the READMEs again.
+marked `<!-- results LESSON -->` (`<!-- results ladder -->`: a row a lesson) from the result files.
+`python -m common.ship` alone fills the READMEs again.
+
 """
 
 import json
@@ -29,6 +31,7 @@ COLUMNS = {
     "fid_floor": "FID of real digits",
     "kid": "KID",
     "diversity": "diversity (real: 1)",
+    "bits_per_dim": "bits/dim",
 }
 COUNTS = ("n", "guidance_scale")
 SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
@@ -69,11 +72,12 @@ def ship(run):
 
 
 def filled(readme):
-    """The README's text with each block between two `<!-- results lesson -->` marks made anew."""
+    """The README's text with each block between two `<!-- results ... -->` marks made anew."""
 
     def block(found):
-        lesson = found[1]
-        return f"<!-- results {lesson} -->\n{table(lesson, readme.parent)}\n<!-- end -->"
+        name = found[1]
+        text = ladder() if name == "ladder" else table(name, readme.parent)
+        return f"<!-- results {name} -->\n{text}\n<!-- end -->"
 
     text = readme.read_text(encoding="utf-8")
     return re.sub(r"(?s)<!-- results (\w+) -->.*?<!-- end -->", block, text)
@@ -95,6 +99,20 @@ def table(lesson, start):
     note = f"`{metrics['command']}`: {metrics['minutes']:.1f} minutes of training on {hardware}, "
     note += f"{metrics['parameters']:,} parameters."
     return "\n".join([f"![samples]({path.as_posix()})", "", *lines, "", note])
+
+
+def ladder():
+    """What each lesson bought, a row a lesson; of a sweep over guidance scales, s = 3."""
+    columns = ("bits_per_dim", "confident", "digit_accuracy", "colour_accuracy", "fid", "fid_floor", "n")
+    heads = ["lesson", "parameters", "minutes", *(COLUMNS[name] for name in columns)]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for file in sorted(ROOT.glob("lesson_*/results/metrics.json")):
+        metrics = read_json(file)
+        row = next((row for row in metrics.get("sweep", []) if row["guidance_scale"] == 3), metrics)
+        cells = [shown(name, row.get(name)) for name in columns]
+        cells = [file.parent.parent.name, f"{metrics['parameters']:,}", f"{metrics['minutes']:.1f}", *cells]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def shown(name, value):

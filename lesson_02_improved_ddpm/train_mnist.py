@@ -22,7 +22,6 @@ from lesson_02_improved_ddpm.importance_sampling import ImportanceSampled
 from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_02_improved_ddpm.variational_bound import bits_per_dim, loss_hybrid, loss_vlb
 
-
 NETWORK = replace(lesson_1.NETWORK, out_channels=2)  # NEW: eps_hat and v
 SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas}
 LOSSES = {"simple": loss_simple, "hybrid": loss_hybrid, "vlb": loss_vlb}
