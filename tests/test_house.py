@@ -1,5 +1,6 @@
 """The rules of the house: who may import whom, and what a file may be called."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -36,3 +37,19 @@ def test_shipped_weights_are_small(path):
 def test_tables_agree_with_the_result_files(path):
     if "<!-- results" in path.read_text(encoding="utf-8"):
         assert filled(path) == path.read_text(encoding="utf-8"), "run `python -m common.ship`"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("lesson_*/*.ipynb")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_notebooks_are_stored_as_they_ran(path):
+    """With outputs, from top to bottom, and nothing in them that only one machine knows."""
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 1_500_000
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    printed = json.dumps([output for output in outputs if "image/png" not in output.get("data", {})])
+    for unwanted in ("widget", "Warning", "Traceback", str(ROOT), "/home/", "/tmp/", "/Users/"):
+        assert unwanted not in printed, f"{unwanted} stands in an output"
