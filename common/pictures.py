@@ -89,3 +89,14 @@ def save_loss_curve(metrics_csv, path):
     axes.set(xlabel="step", ylabel="loss")
     axes.legend()
     figure.savefig(Path(path))
+
+
+def curves(lines, x_label, y_label):
+    """A figure of curves on logarithmic axes. lines: name -> list of (x, y)."""
+    figure = Figure((5, 3.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        axes.loglog(*zip(*points), "o-", markersize=3, label=name)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.legend()
+    return figure

@@ -1,0 +1,58 @@
+"""Every experiment runs, writes its table and its picture, and computes no row twice."""
+
+import importlib
+import json
+
+import pytest
+from PIL import Image
+
+from common.command import run_command
+from common.experiments import Experiment, ExperimentConfig, run_experiment
+
+LESSONS = ["lesson_01_ddpm", "lesson_02_improved_ddpm"]
+MODULES = [importlib.import_module(f"{lesson}.experiments") for lesson in LESSONS]
+ALL = [(module, name) for module in MODULES for name in module.EXPERIMENTS]
+SMALL = ["--dataset", "drawn", "--num-samples", "2", "--time-limit", "0.001", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def little_data(monkeypatch, tmp_path):
+    monkeypatch.setattr("common.data.NUM_DRAWN", 3000)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(module, *flags):
+    run_command(lambda config: run_experiment(module.EXPERIMENTS, config), module.Config, argv=[*flags])
+
+
+@pytest.mark.parametrize("module, name", ALL, ids=[f"{m.__name__.split('.')[0]}-{name}" for m, name in ALL])
+def test_an_experiment_writes_rows_and_a_picture(module, name, tmp_path, monkeypatch):
+    for constant, small in {"STEPS": (2, 3), "SHOWN_STEPS": 2, "BATCHES": 2, "HISTORY": 1}.items():
+        monkeypatch.setattr(module, constant, small, raising=False)
+    run(module, name, *SMALL, "--out", str(tmp_path))
+    content = json.loads((tmp_path / f"{name}.json").read_text())
+    assert content["settings"]["num_samples"] == 2 and content["machine"]["torch"] and content["rows"]
+    assert all("minutes" in row for row in content["rows"])
+    assert Image.open(tmp_path / f"{name}.png").size[0] > 100
+
+
+def test_rows_that_are_there_are_not_measured_again(tmp_path):
+    config, calls = ExperimentConfig("x", dataset="drawn", out=str(tmp_path)), []
+
+    def measure(value):
+        calls.append(value)
+        return {"value": value}
+
+    Experiment("lesson_test", config).row(measure, 1, variant="a")
+    again = Experiment("lesson_test", config)
+    assert again.row(measure, 2, variant="a")["value"] == 1
+    assert again.row(measure, 3, variant="b")["value"] == 3
+    assert calls == [1, 3]
+    other = Experiment("lesson_test", ExperimentConfig("x", dataset="drawn", seed=1, out=str(tmp_path)))
+    assert other.content["rows"] == []  # other settings, another table
+
+
+def test_an_unknown_experiment_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(MODULES[0], "nothing")
+    assert "nothing is unknown; choose variances" in capsys.readouterr().err
