@@ -66,39 +66,39 @@ def check_out(out):
         raise UserError(f"--out {out} is a folder; name a file")
 
 
-def sample_batches(start, shape, n, config, batch_size=250):
-    """Run a sampler for n samples and return them on the CPU: [n, *shape].
+def sample_batches(sampler, denoiser_of, shape, n, config, batch_size=250):
+    """Draw n samples in batches and return them on the CPU: [n, *shape].
 
-    start: (indices of the samples, x_T, generator) -> the sampler's iterator of steps. config: with `seed`
-    and `device`.
+    sampler: (denoiser, x_T, generator) -> steps. denoiser_of: (indices of a batch's samples) -> denoiser.
+    config: with `seed` and `device`.
     """
     generator, device = torch.Generator().manual_seed(config.seed), pick_device(config.device)
     samples = []
     for indices in torch.arange(n).split(batch_size):
         x_T = torch.randn(len(indices), *shape, generator=generator).to(device)
         with torch.no_grad(), autocast(device):
-            last = deque(start(indices, x_T, generator), maxlen=1).pop()
+            last = deque(sampler(denoiser_of(indices), x_T, generator), maxlen=1).pop()
         samples.append(last.x_prev.float().cpu())
     return torch.cat(samples)
 
 
-def sample_steps(start, shape, n, config):
+def sample_steps(sampler, denoiser_of, shape, n, config):
     """The same, keeping every step: for animations and strips of a few samples."""
     generator, device = torch.Generator().manual_seed(config.seed), pick_device(config.device)
     x_T = torch.randn(n, *shape, generator=generator).to(device)
     with torch.no_grad(), autocast(device):
-        steps = start(torch.arange(n), x_T, generator)
+        steps = sampler(denoiser_of(torch.arange(n)), x_T, generator)
         return [type(step)(step.t, *(x.float().cpu() for x in step[1:])) for step in steps]
 
 
-def write_samples(config, start, shape, prompts, columns=8, **labels):
+def write_samples(config, sampler, denoiser_of, shape, prompts, columns=8, **labels):
     """Draw a sample a prompt and write config.out by its ending."""
     n, path = len(prompts), Path(config.out)
     if path.suffix == ".gif":
-        frames = frames_of(sample_steps(start, shape, n, config), columns)
+        frames = frames_of(sample_steps(sampler, denoiser_of, shape, n, config), columns)
         write_atomically(path, lambda part: save_gif(part, frames))
     else:
-        images = sample_batches(start, shape, n, config)
+        images = sample_batches(sampler, denoiser_of, shape, n, config)
         if path.suffix == ".npz":
             arrays = {"images": to_uint8(images).permute(0, 2, 3, 1).numpy(), "prompts": np.array(prompts)}
             write_atomically(path, lambda part: np.savez_compressed(part, **arrays))

@@ -35,12 +35,8 @@ class Config(ExperimentConfig):
 
 
 def draw(denoiser, n, steps, config, **settings):
-    few = new_diffusion().evenly(steps)
-
-    def start(indices, x_T, generator):
-        return ddpm.ddpm_sample(few, denoiser, x_T, generator, **settings)
-
-    return sample_batches(start, IMAGE_SHAPE, n, config)
+    sampler = partial(ddpm.ddpm_sample, new_diffusion().evenly(steps), **settings)
+    return sample_batches(sampler, lambda indices: denoiser, IMAGE_SHAPE, n, config)
 
 
 def compare(experiment, key, drawers):

@@ -23,11 +23,7 @@ class Config(SampleConfig):
 
 def main(config):
     sampler, network, _ = load_for_sampling(config, "lesson_01_ddpm", SAMPLERS, rebuild)
-
-    def start(indices, x_T, generator):
-        return sampler(network, x_T, generator)
-
-    write_samples(config, start, IMAGE_SHAPE, [""] * config.num_samples)
+    write_samples(config, sampler, lambda indices: network, IMAGE_SHAPE, [""] * config.num_samples)
 
 
 if __name__ == "__main__":

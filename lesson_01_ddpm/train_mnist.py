@@ -4,6 +4,7 @@ python lesson_01_ddpm/train_mnist.py
 """
 
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
@@ -53,12 +54,8 @@ def main(config):
         return ddpm.loss_at_random_t(ddpm.loss_simple, diffusion, network, x_0)
 
     def draw(network, n, steps):
-        few = diffusion.evenly(config.at_most(steps))
-
-        def start(indices, x_T, generator):
-            return ddpm.ddpm_sample(few, network, x_T, generator)
-
-        return sample_batches(start, IMAGE_SHAPE, config.at_most(n), config)
+        sampler = partial(ddpm.ddpm_sample, diffusion.evenly(config.at_most(steps)))
+        return sample_batches(sampler, lambda indices: network, IMAGE_SHAPE, config.at_most(n), config)
 
     def show(network):
         return label_grid(draw(network, 32, 50))

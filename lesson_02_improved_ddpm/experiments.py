@@ -48,10 +48,8 @@ class Config(ExperimentConfig):
 
 
 def draw(denoiser, process, n, config, sampler=ANCESTRAL):
-    def start(indices, x_T, generator):
-        return sampler(process, denoiser, x_T, generator)
-
-    return sample_batches(start, lesson_1.IMAGE_SHAPE, n, config)
+    sampler = partial(sampler, process)
+    return sample_batches(sampler, lambda indices: denoiser, lesson_1.IMAGE_SHAPE, n, config)
 
 
 def bits_of(network, diffusion, experiment, **settings):

@@ -4,6 +4,7 @@ python lesson_02_improved_ddpm/train_mnist.py
 """
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 
@@ -67,12 +68,8 @@ def main(config):
     loss = new_loss(config.objective, diffusion)  # NEW: L_hybrid
 
     def draw(network, n, sampler, steps):
-        few = diffusion.evenly(config.at_most(steps))
-
-        def start(indices, x_T, generator):
-            return SAMPLERS[sampler](few, network, x_T, generator)
-
-        return sample_batches(start, lesson_1.IMAGE_SHAPE, config.at_most(n), config)
+        sampler, n = partial(SAMPLERS[sampler], diffusion.evenly(config.at_most(steps))), config.at_most(n)
+        return sample_batches(sampler, lambda indices: network, lesson_1.IMAGE_SHAPE, n, config)
 
     def show(network):
         return label_grid(draw(network, 32, "ddim", 25))

@@ -4,7 +4,6 @@ python lesson_03_adm/sample.py --digit 7
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -12,7 +11,7 @@ from common.command import UserError, run_command
 from common.sampling import SampleConfig, load_for_sampling, write_samples
 from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
 from lesson_02_improved_ddpm.ddim import SAMPLERS
-from lesson_03_adm.train_mnist import rebuild
+from lesson_03_adm.train_mnist import denoiser_of_classes, rebuild
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,9 @@ def main(config):
     sampler, network, _ = load_for_sampling(config, "lesson_03_adm", SAMPLERS, rebuild)
     n = config.num_samples
     classes = torch.arange(n) % 10 if config.digit is None else torch.full((n,), config.digit)
-
-    def start(indices, x_T, generator):
-        return sampler(partial(network, y=classes[indices].to(x_T.device)), x_T, generator)
-
-    write_samples(config, start, IMAGE_SHAPE, [str(digit) for digit in classes.tolist()], columns=10)
+    denoiser_of = denoiser_of_classes(network, classes)
+    names = [str(digit) for digit in classes.tolist()]
+    write_samples(config, sampler, denoiser_of, IMAGE_SHAPE, names, columns=10)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,12 @@ def rebuild(facts):
     return ClassUNet(as_config(ADMConfig, facts["network"])), new_diffusion()
 
 
+def denoiser_of_classes(network, classes):
+    """What common.sampling asks for: (indices) -> a denoiser for samples of classes[indices]."""
+    classes = classes.to(next(network.parameters()).device)
+    return lambda indices: partial(network, y=classes[indices.to(classes.device)])
+
+
 def main(config):
     digits, held_back = load_splits(config)
     run = Run("lesson_03_adm", config, digits.name)
@@ -53,13 +59,9 @@ def main(config):
         return loss_at_random_t(loss_hybrid, diffusion, partial(network, y=label), x_0)  # NEW: with the class
 
     def draw(network, classes, sampler, steps):
-        few = diffusion.evenly(config.at_most(steps))
-
-        def start(indices, x_T, generator):
-            denoiser = partial(network, y=classes[indices].to(x_T.device))
-            return SAMPLERS[sampler](few, denoiser, x_T, generator)
-
-        return sample_batches(start, IMAGE_SHAPE, len(classes), config)
+        sampler = partial(SAMPLERS[sampler], diffusion.evenly(config.at_most(steps)))
+        denoiser_of = denoiser_of_classes(network, classes)
+        return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(classes), config)
 
     def show(network):
         return label_grid(draw(network, torch.arange(40) % 10, "ddim", 25), columns=10)

@@ -78,16 +78,16 @@ def conditional(network, text, empty):
     return partial(network, text=text)
 
 
-def prompt_sampler(sampler, network, tokenizer, prompts, denoiser_for=conditional):
-    """What common.sampling asks for: (indices, x_T, generator) -> a sampler's steps for these prompts.
+def denoiser_of_prompts(network, tokenizer, prompts, denoiser_for=conditional):
+    """What common.sampling asks for: (indices) -> a denoiser for the samples of these prompts.
 
     denoiser_for: (network, text, empty) -> denoiser, given encoded prompts and as many empty captions.
     """
     text, empty = encode_prompts(network, tokenizer, prompts), encode_prompts(network, tokenizer, [""])
 
-    def start(indices, x_T, generator):
+    def denoiser_of(indices):
         here = Text(*(part[indices.to(part.device)] for part in text))
         no_text = Text(*(part.expand_as(like) for part, like in zip(empty, here)))
-        return sampler(denoiser_for(network, here, no_text), x_T, generator)
+        return denoiser_for(network, here, no_text)
 
-    return start
+    return denoiser_of

@@ -8,7 +8,7 @@ import tyro
 
 from common.command import UserError
 from common.sampling import SampleConfig, load_for_sampling, write_samples
-from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, prompt_sampler, rebuild, tokenizer_of
+from lesson_04_text_conditioning import captioned_mnist
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,16 @@ def read_prompts(path):
 
 
 def sample_prompts(config, lesson, samplers, denoiser_for):
-    """Draw every prompt and write config.out. denoiser_for: as `prompt_sampler` takes it."""
+    """Draw every prompt and write config.out. denoiser_for: as `denoiser_of_prompts` takes it."""
     prompts = config.prompts()
-    sampler, network, facts = load_for_sampling(config, lesson, samplers, rebuild)
-    tokenizer = tokenizer_of(facts)
+    sampler, network, facts = load_for_sampling(config, lesson, samplers, captioned_mnist.rebuild)
+    tokenizer = captioned_mnist.tokenizer_of(facts)
     distinct = list(dict.fromkeys(prompts))
     for prompt in distinct:
         if (count := len(tokenizer.pieces(prompt))) > (room := tokenizer.context):
             print(f'cut: of "{prompt[:40]}..." ({count} tokens) the network reads the first {room}')
-    start = prompt_sampler(sampler, network, tokenizer, prompts, denoiser_for)
+    denoiser_of = captioned_mnist.denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
     same = len(prompts) == len(distinct) * (each := len(prompts) // len(distinct)) and each > 1
     labels = {"row_labels": [prompt[:60] for prompt in distinct]} if same and each <= 16 else {}
-    write_samples(config, start, IMAGE_SHAPE, prompts, columns=each if labels else 8, **labels)
+    columns = each if labels else 8
+    write_samples(config, sampler, denoiser_of, captioned_mnist.IMAGE_SHAPE, prompts, columns, **labels)

@@ -50,8 +50,8 @@ def main(config):
 
     def draw(network, prompts, sampler, steps):
         sampler = partial(SAMPLERS[sampler], diffusion.evenly(config.at_most(steps)))
-        start = captioned_mnist.prompt_sampler(sampler, network, tokenizer, prompts)
-        return sample_batches(start, IMAGE_SHAPE, len(prompts), config)
+        denoiser_of = captioned_mnist.denoiser_of_prompts(network, tokenizer, prompts)
+        return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(prompts), config)
 
     def show(network):
         return label_grid(draw(network, PROMPTS * 4, "ddim", 25), column_labels=PROMPTS)

@@ -57,8 +57,8 @@ def main(config):
     def draw(network, prompts, scale):
         sampler = partial(dpm_solver_sample, diffusion.evenly(config.at_most(config.sample_steps)))
         denoiser_for = partial(guided, guidance_scale=scale)  # NEW: guided, and in few steps
-        start = captioned_mnist.prompt_sampler(sampler, network, tokenizer, prompts, denoiser_for)
-        return sample_batches(start, IMAGE_SHAPE, len(prompts), config)
+        denoiser_of = captioned_mnist.denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
+        return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(prompts), config)
 
     def show(network):
         return label_grid(draw(network, PROMPTS * 4, SHOWN), column_labels=PROMPTS)

@@ -13,7 +13,7 @@ from lesson_01_ddpm.unet import UNet, timestep_embedding
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_03_adm.adm_unet import ADMConfig, ClassUNet
-from lesson_04_text_conditioning.captioned_mnist import ADM, prompt_sampler
+from lesson_04_text_conditioning.captioned_mnist import ADM, denoiser_of_prompts
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_04_text_conditioning.text_unet import TextAttention, TextUNet
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
@@ -132,10 +132,10 @@ def test_text_is_encoded_once_a_prompt_not_once_a_step(tokenizer):
     encoded = []
     network.text.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
 
-    sampler = partial(dpm_solver_sample, new_diffusion().evenly(6))
     denoiser_for = partial(guided, guidance_scale=3)
-    start = prompt_sampler(sampler, network, tokenizer, ["a 1", "a 2", "a 1"], denoiser_for)
-    for _ in start(torch.arange(3), torch.randn(3, 3, 32, 32), None):
+    denoiser_of = denoiser_of_prompts(network, tokenizer, ["a 1", "a 2", "a 1"], denoiser_for)
+    few = new_diffusion().evenly(6)
+    for _ in dpm_solver_sample(few, denoiser_of(torch.arange(3)), torch.randn(3, 3, 32, 32)):
         pass
     assert encoded == [2, 1]  # two different prompts, one empty caption
 
