@@ -1,6 +1,6 @@
 """Lesson 2: draw digits in few steps, ancestrally or by DDIM.
 
-python lesson_02_improved_ddpm/sample.py --sampler ddim --steps 25
+python lesson_02_improved_ddpm/sample.py --steps 50
 """
 
 from dataclasses import dataclass

@@ -67,15 +67,16 @@ def main(config):
     diffusion = new_diffusion(config.schedule)
     loss = new_loss(config.objective, diffusion)  # NEW: L_hybrid
 
-    def draw(network, n, sampler, steps):
-        sampler, n = partial(SAMPLERS[sampler], diffusion.evenly(config.at_most(steps))), config.at_most(n)
+    def draw(network, n, steps):
+        sampler = partial(SAMPLERS["ddpm"], diffusion.evenly(config.at_most(steps)))
+        n = config.at_most(n)
         return sample_batches(sampler, lambda indices: network, lesson_1.IMAGE_SHAPE, n, config)
 
     def show(network):
-        return label_grid(draw(network, 32, "ddim", 25))
+        return label_grid(draw(network, 32, 50))
 
     network = train(network, loss, digits, config, run, held_back.batch(torch.arange(512)), facts, show)
-    samples = draw(network, config.num_eval, "ddpm", config.sample_steps)
+    samples = draw(network, config.num_eval, config.sample_steps)
     unseen = held_back.images[: config.at_most(1000)].split(250)
     bits = bits_per_dim(diffusion, network, [x.to(pick_device(config.device)) for x in unseen], draws=4)
     report(run, samples, reference_for(digits), samples[:64], numbers=bits._asdict())  # NEW: in bits, too

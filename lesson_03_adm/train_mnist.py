@@ -58,17 +58,17 @@ def main(config):
     def loss(network, x_0, label):
         return loss_at_random_t(loss_hybrid, diffusion, partial(network, y=label), x_0)  # NEW: with the class
 
-    def draw(network, classes, sampler, steps):
-        sampler = partial(SAMPLERS[sampler], diffusion.evenly(config.at_most(steps)))
+    def draw(network, classes, steps):
+        sampler = partial(SAMPLERS["ddpm"], diffusion.evenly(config.at_most(steps)))
         denoiser_of = denoiser_of_classes(network, classes)
         return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(classes), config)
 
     def show(network):
-        return label_grid(draw(network, torch.arange(40) % 10, "ddim", 25), columns=10)
+        return label_grid(draw(network, torch.arange(40) % 10, 50), columns=10)
 
     network = train(network, loss, digits, config, run, held_back.batch(torch.arange(512)), facts, show)
     wanted = torch.arange(config.at_most(config.num_eval)) % 10
-    samples = draw(network, wanted, "ddpm", config.sample_steps)
+    samples = draw(network, wanted, config.sample_steps)
     report(run, samples, reference_for(digits), samples[:80], wanted, columns=10)
 
 

@@ -48,20 +48,20 @@ def main(config):
         text = network.encode_text(tokens, mask)  # NEW: a caption instead of a class
         return loss_at_random_t(loss_velocity, diffusion, partial(network, text=text), x_0)
 
-    def draw(network, prompts, sampler, steps):
-        sampler = partial(SAMPLERS[sampler], diffusion.evenly(config.at_most(steps)))
+    def draw(network, prompts, steps):
+        sampler = partial(SAMPLERS["ddpm"], diffusion.evenly(config.at_most(steps)))
         denoiser_of = captioned_mnist.denoiser_of_prompts(network, tokenizer, prompts)
         return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(prompts), config)
 
     def show(network):
-        return label_grid(draw(network, PROMPTS * 4, "ddim", 25), column_labels=PROMPTS)
+        return label_grid(draw(network, PROMPTS * 4, 50), column_labels=PROMPTS)
 
     torch.manual_seed(0)
     validation = TokenizedDigits(held_back, tokenizer).batch(torch.arange(512))
     network = train(network, loss, TokenizedDigits(digits, tokenizer), config, run, validation, facts, show)
     prompts, wanted, colours = balanced_prompts(config.at_most(config.num_eval))
-    samples = draw(network, prompts, "ddpm", config.sample_steps)
-    picture = draw(network, PROMPTS * config.at_most(8), "ddpm", config.sample_steps)
+    samples = draw(network, prompts, config.sample_steps)
+    picture = draw(network, PROMPTS * config.at_most(8), config.sample_steps)
     report(run, samples, reference_for(digits), picture, wanted, colours, column_labels=PROMPTS)
 
 
