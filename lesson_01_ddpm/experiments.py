@@ -1,9 +1,10 @@
 """Lesson 1, measured: python lesson_01_ddpm/experiments.py NAME
 
-    variances   fixed small and large variance at 10 to 1000 steps
-    ema         one training's weights averaged over more or fewer steps, or not at all
-    neighbours  samples above the training digits nearest to them
-    mistakes    the classic bugs, each trained beside the right version
+    variances       fixed small and large variance at 10 to 1000 steps
+    along_training  FID and loss of the averaged weights, along one training
+    ema             one training's weights averaged over more or fewer steps, or not at all
+    neighbours      samples above the training digits nearest to them
+    mistakes        the classic bugs, each trained beside the right version
 
 Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
 """
@@ -11,14 +12,17 @@ Each writes results/NAME.json and NAME.png; interrupted, it goes on with the row
 import copy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from common.command import run_command
 from common.evaluation import reference_for
 from common.experiments import Experiment, ExperimentConfig, quality, run_experiment
-from common.pictures import curves
+from common.pictures import curves, label_grid
+from common.runs import read_metrics
 from common.sampling import load_network, sample_batches
 from lesson_01_ddpm import diffusion as ddpm
 from lesson_01_ddpm.train_mnist import IMAGE_SHAPE, NETWORK, new_diffusion, rebuild
@@ -77,6 +81,34 @@ def variances(config):
             row = experiment.row(measure, variance, steps, variance=name, steps=steps)
             lines.setdefault(name, []).append((steps, row["fid"]))
     experiment.save(curves(lines, "steps", "FID"))
+
+
+def along_training(config):
+    """The loss flattens while the samples still get better: one training, looked at every 250 steps."""
+    experiment = Experiment(LESSON, config)
+    reference = reference_for(experiment.digits)
+    folder = Path("runs/experiments") / LESSON / config.name
+    (folder / "moments").mkdir(parents=True, exist_ok=True)
+
+    def keep(network):
+        count = len(list(folder.glob("moments/*.safetensors")))
+        save_file(network.state_dict(), folder / "moments" / f"{count:04d}.safetensors")
+        return label_grid(draw(network, 16, 10, config))
+
+    def measure(file):
+        network = new_network(config).eval()
+        network.load_state_dict(load_file(file))
+        return quality(draw(network, config.num_samples, SHOWN_STEPS, config), reference)
+
+    experiment.train("right", new_network(config), loss_simple, keep, checkpoint_every=250)
+    lines = {"FID": [], "1000 L_simple, validation": []}
+    moments = [row for row in read_metrics(folder / "right" / "metrics.csv") if "validation_loss" in row]
+    for moment, file in zip(moments, sorted(folder.glob("moments/*.safetensors"))):
+        step, loss = moment["step"], moment["validation_loss"]
+        row = experiment.row(measure, file, step=step, loss=loss)
+        lines["FID"].append((step, row["fid"]))
+        lines["1000 L_simple, validation"].append((step, 1000 * loss))
+    experiment.save(curves(lines, "step", "of the averaged weights"))
 
 
 class Averages(nn.Module):
@@ -176,7 +208,7 @@ def mistakes(config):
     compare(experiment, "mistake", drawers)
 
 
-EXPERIMENTS = {f.__name__: f for f in (variances, ema, neighbours, mistakes)}
+EXPERIMENTS = {f.__name__: f for f in (variances, along_training, ema, neighbours, mistakes)}
 
 if __name__ == "__main__":
     run_command(lambda config: run_experiment(EXPERIMENTS, config), Config)
