@@ -59,7 +59,7 @@ def test_missing_mnist_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("LESSONS_DATA", str(tmp_path))
     with pytest.raises(UserError, match=r"LESSONS_DATA .* holds no MNIST"):
         load_digits("mnist")
-    with pytest.raises(UserError, match="auto, mnist or drawn"):
+    with pytest.raises(UserError, match="auto, mnist, drawn"):
         load_digits("cifar")
 
 
