@@ -8,24 +8,22 @@ from pathlib import Path
 import torch
 import tyro
 
-from common.command import check_choice
+from common.command import UserError, check_choice
 from common.data import load_splits
 from common.evaluation import evaluate
-from common.pictures import label_grid
-from common.runs import Run, describe_machine, make_folder, read_json, write_atomically
+from common.pictures import curves, label_grid
+from common.runs import ROOT, Run, describe_machine, make_folder, read_json, read_metrics, write_atomically
 from common.training import TrainConfig, train
-
-ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
     name: tyro.conf.Positional[str]  # which experiment
-    time_limit: float = 10.0  # minutes of training of each variant
+    steps: int | None = None  # of training of each variant; default 4000 (10 minutes), of mistakes 1000
     num_samples: int = 2000  # measured a row, up to 100 steps a sample; half as many above
     dataset: str = "auto"  # auto (MNIST if it can be had, else drawn digits), mnist or drawn
     data_dir: str | None = None  # the folder above MNIST/raw
-    seed: int = 0
+    seed: int = 0  # another seed adds rows to the same table
     device: str = "auto"  # auto, cpu, cuda, mps
     out: str | None = None  # where NAME.json and NAME.png go; default the lesson's results/
 
@@ -34,21 +32,29 @@ class ExperimentConfig:
 
 
 class Experiment:
-    """NAME.json, written anew after each row. Called again, it computes only the rows that are missing."""
+    """NAME.json, written anew after each row. Called again, it computes only the rows that are missing.
 
-    def __init__(self, lesson, config):
-        self.lesson, self.config = lesson, config
+    steps: of training, if config names none. settings: what else the numbers depend on, the weights for
+    example. Raises UserError if there is a table of other settings, which would be lost.
+    """
+
+    def __init__(self, lesson, config, steps=4000, **settings):
+        self.lesson, self.config = lesson, replace(config, steps=config.steps or steps)
         self.digits, self.held_back = load_splits(config)
         folder = Path(config.out or ROOT / lesson / "results")
         make_folder(folder, "--out")
         self.path = folder / f"{config.name}.json"
-        settings = {k: v for k, v in asdict(config).items() if k not in ("data_dir", "device", "out")}
+        free = ("seed", "data_dir", "device", "out")
+        settings |= {k: v for k, v in asdict(self.config).items() if k not in free}
         self.content = {"settings": settings, "machine": describe_machine(), "rows": []}
-        if self.path.exists() and read_json(self.path)["settings"] == settings:
+        if self.path.exists():
             self.content = read_json(self.path)
+            if self.content["settings"] != settings:
+                raise UserError(f"{self.path} is of other settings; move it away, or name another --out")
 
     def row(self, measure, *args, **key):
-        """The row of this key: known already, or `measure(*args)`, a dict of numbers."""
+        """The row of this key and seed: known already, or `measure(*args)`, a dict of numbers."""
+        key["seed"] = self.config.seed
         for row in self.content["rows"]:
             if row.items() >= key.items():
                 return row
@@ -66,18 +72,34 @@ class Experiment:
         write_atomically(picture, figure.savefig)
         print(f"look at {picture}; numbers in {self.path.name} beside it")
 
+    def save_losses(self, variants):
+        """Save NAME_loss.png: the training losses of the variants, means of 50 steps."""
+        lines = {}
+        for variant in variants:
+            rows = read_metrics(self.folder_of(variant) / "metrics.csv")
+            groups = [rows[i : i + 50] for i in range(0, len(rows), 50)]
+            lines[variant] = [(g[-1]["step"], sum(row["loss"] for row in g) / len(g)) for g in groups]
+        write_atomically(
+            self.path.with_name(f"{self.config.name}_loss.png"), curves(lines, "step", "loss").savefig
+        )
+
     def save_rows(self, rows):
         """Save a picture of labelled rows of images. rows: name -> [N, C, H, W], the same N in all."""
         images = list(rows.values())
         self.save(label_grid(torch.cat(images), len(images[0]), row_labels=list(rows), scale=1.2))
 
+    def folder_of(self, variant=""):
+        """The run of a variant, or where those of all are."""
+        name = f"{self.config.name}_seed{self.config.seed}"
+        return Path("runs/experiments") / self.lesson / name / variant
+
     def train(self, variant, network, loss, show=None, **settings):
-        """Train for the time limit, in runs/experiments; returns the averaged network.
+        """Train for the steps of this experiment, in runs/experiments; returns the averaged network.
 
         show: as `common.training.train` takes it. settings: of TrainConfig.
         """
-        config, folder = self.config, Path("runs/experiments") / self.lesson / self.config.name / variant
-        settings = {"time_limit": config.time_limit, "seed": config.seed, "device": config.device} | settings
+        config, folder = self.config, self.folder_of(variant)
+        settings = {"steps": config.steps, "seed": config.seed, "device": config.device} | settings
         settings = TrainConfig(out=str(folder), **settings)
         if any(folder.glob("checkpoints/step_*.pt")):
             settings = replace(settings, resume=str(folder))

@@ -64,11 +64,12 @@ def save_gif(path, frames, scale=3):
     pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=80, loop=0)
 
 
-def save_loss_curve(metrics_csv, path):
-    """Training loss (faint: each step; strong: running mean), validation loss, and the learning rate."""
+def loss_curve(metrics_csv, reference_csv=None):
+    """A figure of the training loss (faint: each step; strong: mean), validation loss and learning rate.
+
+    reference_csv: the metrics of the run behind the shipped weights, drawn beside the reader's own.
+    """
     rows = read_metrics(metrics_csv)
-    if not rows:
-        return
     steps, losses = np.array([r["step"] for r in rows]), np.array([r["loss"] for r in rows])
     window = min(100, len(losses))
     smooth = np.convolve(losses, np.ones(window) / window, "valid")
@@ -76,19 +77,21 @@ def save_loss_curve(metrics_csv, path):
     axes = figure.subplots()
     axes.semilogy(steps, losses, color="tab:blue", alpha=0.2, linewidth=0.5)
     axes.semilogy(steps[window - 1 :], smooth, color="tab:blue", label=f"training, mean of {window} steps")
-    measured = [
-        (r["step"], r["validation_loss"]) for r in rows if np.isfinite(r.get("validation_loss", np.nan))
-    ]
-    if measured:
+    seen = [(r["step"], r["validation_loss"]) for r in rows if np.isfinite(r.get("validation_loss", np.nan))]
+    if seen:
         axes.semilogy(
-            *zip(*measured), "o-", color="tab:orange", markersize=3, label="validation, averaged weights"
+            *zip(*seen), "o-", color="tab:orange", markersize=3, label="validation, averaged weights"
         )
+    if reference_csv and Path(reference_csv).exists():
+        past = [(r["step"], r["loss"]) for r in read_metrics(reference_csv) if r["step"] <= steps[-1]]
+        if past:
+            axes.semilogy(*zip(*past), color="black", linewidth=0.8, label="training of the shipped weights")
     rate = axes.twinx()
     rate.plot(steps, [r["learning_rate"] for r in rows], color="gray", linewidth=0.8, linestyle=":")
     rate.set_ylabel("learning rate (dotted)")
     axes.set(xlabel="step", ylabel="loss")
     axes.legend()
-    figure.savefig(Path(path))
+    return figure
 
 
 def curves(lines, x_label, y_label):

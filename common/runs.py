@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from common.command import UserError
 
+ROOT = Path(__file__).parent.parent
 COLUMNS = ["step", "minutes", "loss", "grad_norm", "learning_rate", "images_per_second", "validation_loss"]
 
 
@@ -45,7 +46,10 @@ def make_folder(folder, flag):
 
 
 class Run:
-    """runs/<lesson>/<time>/ with config.json, metrics.csv, loss.png, samples/ and checkpoints/."""
+    """runs/<lesson>/<time>/ with config.json, metrics.csv, loss.png, samples/ and checkpoints/.
+
+    reference: metrics.csv of the run behind the lesson's shipped weights, if it is there.
+    """
 
     def __init__(self, lesson, config, data):
         """Make the folder, or find the one to resume. data: the data set's name, which may not change."""
@@ -64,6 +68,7 @@ class Run:
             self.info["command"] = " ".join(["python", *map(shlex.quote, sys.argv)])
             if (self.folder / "config.json").exists():
                 raise UserError(f"--out {self.folder} holds a run already; use --resume, or name another")
+        self.reference = ROOT / lesson / "results" / "metrics.csv"
         self.info["machine"] = describe_machine()
         for folder in (self.folder, self.folder / "samples", self.folder / "checkpoints"):
             make_folder(folder, "--out")
@@ -143,7 +148,7 @@ def load_weights(checkpoint, lesson):
 
 
 def shipped_weights(lesson):
-    return Path(__file__).parent.parent / lesson / "pretrained" / f"{lesson}.safetensors"
+    return ROOT / lesson / "pretrained" / f"{lesson}.safetensors"
 
 
 def newest(path, ending, flag):

@@ -8,19 +8,30 @@ marked `<!-- results LESSON -->` (`<!-- results ladder -->`: a row a lesson) fro
 
 """
 
+import csv
 import json
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import tyro
 
 from common.command import run_command
-from common.runs import load_weights, read_json, save_weights, shipped_weights, write_atomically
+from common.runs import (
+    COLUMNS,
+    ROOT,
+    load_weights,
+    read_json,
+    read_metrics,
+    save_weights,
+    shipped_weights,
+    write_atomically,
+)
 
-ROOT = Path(__file__).parent.parent
-COLUMNS = {
+STEPS_A_ROW = 20  # of the reference curve
+HEADS = {
     "guidance_scale": "s",
     "n": "n",
     "digit_accuracy": "digit right",
@@ -67,8 +78,22 @@ def ship(run):
     write_atomically(shipped, lambda path: save_weights(path, weights, facts, half=True))
     text = json.dumps(metrics, indent=1) + "\n"
     write_atomically(results / "metrics.json", lambda path: path.write_text(text))
-    for file in [run / "metrics.csv", run / "loss.png", *run.glob("s*.png")]:
+    write_atomically(results / "metrics.csv", lambda path: thin_out(run / "metrics.csv", path))
+    for file in [run / "loss.png", *run.glob("s*.png")]:
         shutil.copy(file, results)
+
+
+def thin_out(metrics_csv, path):
+    """The same curve in a smaller file: a row is the mean of several steps, named by its last."""
+    rows = read_metrics(metrics_csv)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for group in (rows[i : i + STEPS_A_ROW] for i in range(0, len(rows), STEPS_A_ROW)):
+            names = [name for name in COLUMNS if any(name in row for row in group)]
+            mean = {name: fmean(row[name] for row in group if name in row) for name in names}
+            mean["step"] = group[-1]["step"]
+            writer.writerow({k: f"{v:.6g}" for k, v in mean.items()})
 
 
 def filled(readme):
@@ -89,8 +114,8 @@ def table(lesson, start):
         return "No run is shipped yet."
     metrics = read_json(ROOT / lesson / "results" / "metrics.json")
     rows = metrics.get("sweep", [metrics])
-    columns = [name for name in COLUMNS if name in rows[0]]
-    lines = ["| " + " | ".join(COLUMNS[name] for name in columns) + " |", "|" + "---|" * len(columns)]
+    columns = [name for name in HEADS if name in rows[0]]
+    lines = ["| " + " | ".join(HEADS[name] for name in columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(shown(name, row[name]) for name in columns) + " |" for row in rows]
     picture = "sweep.png" if "sweep" in metrics else "samples.png"
     path = (ROOT / lesson / "results" / picture).relative_to(start)
@@ -104,7 +129,7 @@ def table(lesson, start):
 def ladder():
     """What each lesson bought, a row a lesson; of a sweep over guidance scales, s = 3."""
     columns = ("bits_per_dim", "confident", "digit_accuracy", "colour_accuracy", "fid", "fid_floor", "n")
-    heads = ["lesson", "parameters", "minutes", *(COLUMNS[name] for name in columns)]
+    heads = ["lesson", "parameters", "minutes", *(HEADS[name] for name in columns)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for file in sorted(ROOT.glob("lesson_*/results/metrics.json")):
         metrics = read_json(file)

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from common.command import UserError, autocast, pick_device
-from common.pictures import save_loss_curve
+from common.pictures import loss_curve
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,8 @@ class Trainer:
         best, self.best = validation_loss <= self.best, min(validation_loss, self.best)
         facts = self.metadata | {"validation_loss": validation_loss, "minutes": self.minutes}
         self.run.save(self.state(), self.ema.network.state_dict(), facts, best)
-        save_loss_curve(self.run.folder / "metrics.csv", self.run.folder / "loss.png")
+        figure = loss_curve(self.run.folder / "metrics.csv", self.run.reference)
+        figure.savefig(self.run.folder / "loss.png")
         if show and self.show:  # whoever stops a run does not wait for pictures
             self.show(self.ema.network).savefig(self.run.folder / "samples" / f"step_{self.step:07d}.png")
 

@@ -12,7 +12,6 @@ Each writes results/NAME.json and NAME.png; interrupted, it goes on with the row
 import copy
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -67,9 +66,9 @@ def new_network(config):
 
 def variances(config):
     """Which fixed variance is better depends on the number of steps (Nichol & Dhariwal 2021, section 3.1)."""
-    experiment = Experiment(LESSON, config)
-    reference = reference_for(experiment.digits)
-    network, lines = load_network(None, LESSON, rebuild)[0], {}
+    network, _, facts = load_network(None, LESSON, rebuild)
+    experiment = Experiment(LESSON, config, weights=facts["command"])
+    reference, lines = reference_for(experiment.digits), {}
 
     def measure(variance, steps):
         samples = draw(network, config.samples_at(steps), steps, config, log_variance=variance)
@@ -87,7 +86,7 @@ def along_training(config):
     """The loss flattens while the samples still get better: one training, looked at every 250 steps."""
     experiment = Experiment(LESSON, config)
     reference = reference_for(experiment.digits)
-    folder = Path("runs/experiments") / LESSON / config.name
+    folder = experiment.folder_of()
     (folder / "moments").mkdir(parents=True, exist_ok=True)
 
     def keep(network):
@@ -143,9 +142,9 @@ def ema(config):
 
 def neighbours(config):
     """Samples are not training digits: they are as far from them as unseen digits are."""
-    experiment = Experiment(LESSON, config)
+    network, _, facts = load_network(None, LESSON, rebuild)
+    experiment = Experiment(LESSON, config, weights=facts["command"])
     seen, unseen = experiment.digits, experiment.held_back
-    network = load_network(None, LESSON, rebuild)[0]
     samples = draw(network, config.num_samples, SHOWN_STEPS, config).clamp(-1, 1)
 
     def nearest(images):
@@ -188,7 +187,7 @@ def grainy(denoiser, n, steps, config):
 
 def mistakes(config):
     """Each bug beside the right version, trained for the same time: what it does to the samples."""
-    experiment, network = Experiment(LESSON, config), new_network(config)
+    experiment, network = Experiment(LESSON, config, steps=1000), new_network(config)
     cold = Averages(network, (0.999,))
 
     def no_t_loss(network, x_0, label):
@@ -206,6 +205,7 @@ def mistakes(config):
         "noise at the end": partial(grainy, right),
     }
     compare(experiment, "mistake", drawers)
+    experiment.save_losses(["right", "unscaled", "no_t"])
 
 
 EXPERIMENTS = {f.__name__: f for f in (variances, along_training, ema, neighbours, mistakes)}

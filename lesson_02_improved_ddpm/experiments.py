@@ -87,9 +87,9 @@ def objectives(config):
 
 def few_steps(config):
     """Nichol & Dhariwal 2021, figure 8: learned variance holds at few steps, and below 50 DDIM is better."""
-    experiment = Experiment(LESSON, config)
+    network, diffusion, facts = load_network(None, LESSON, rebuild)
+    experiment = Experiment(LESSON, config, weights=facts["command"])
     reference = reference_for(experiment.digits)
-    network, diffusion, _ = load_network(None, LESSON, rebuild)
     samplers = {
         "fixed small": partial(ddpm.ddpm_sample, log_variance=ddpm.fixed_small),
         "fixed large": partial(ddpm.ddpm_sample, log_variance=ddpm.fixed_large),
@@ -111,8 +111,8 @@ def few_steps(config):
 
 def lesson_1_bits(config):
     """Ho et al. 2020 sample well with either variance; as a code one of them is better."""
-    experiment = Experiment(LESSON, config)
-    network, diffusion, _ = load_network(None, "lesson_01_ddpm", lesson_1.rebuild)
+    network, diffusion, facts = load_network(None, "lesson_01_ddpm", lesson_1.rebuild)
+    experiment = Experiment(LESSON, config, weights=facts["command"])
     bars = {}
     for variance in (ddpm.fixed_small, ddpm.fixed_large):
         measure = partial(bits_of, network, diffusion, experiment, log_variance=variance)
@@ -123,9 +123,9 @@ def lesson_1_bits(config):
 
 def gradient_noise(config):
     """Nichol & Dhariwal 2021, figure 5: importance sampling of t makes the gradient of L_vlb less noisy."""
-    experiment = Experiment(LESSON, config)
+    network, diffusion, facts = load_network(None, LESSON, rebuild)
+    experiment = Experiment(LESSON, config, weights=facts["command"])
     digits = experiment.digits
-    network, diffusion, _ = load_network(None, LESSON, rebuild)
     network.requires_grad_(True)
     loss = ImportanceSampled(loss_vlb, diffusion, HISTORY)
 
@@ -193,7 +193,7 @@ def unmapped(process, network):
 
 def mistakes(config):
     """Each bug beside the right version: bits per dimension, and samples."""
-    experiment = Experiment(LESSON, config)
+    experiment = Experiment(LESSON, config, steps=1000)
     reference = reference_for(experiment.digits)
     diffusion = new_diffusion()
     few = diffusion.evenly(SHOWN_STEPS)
@@ -216,6 +216,7 @@ def mistakes(config):
     for name in drawers:
         experiment.row(measure, name, mistake=name)
     experiment.save_rows({name: drawer(16, config) for name, drawer in drawers.items()})
+    experiment.save_losses(losses)
 
 
 EXPERIMENTS = {f.__name__: f for f in (objectives, few_steps, lesson_1_bits, gradient_noise, mistakes)}

@@ -2,17 +2,18 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from common.command import run_command
+from common.command import UserError, run_command
 from common.experiments import Experiment, ExperimentConfig, run_experiment
 
 LESSONS = ["lesson_01_ddpm", "lesson_02_improved_ddpm"]
 MODULES = [importlib.import_module(f"{lesson}.experiments") for lesson in LESSONS]
 ALL = [(module, name) for module in MODULES for name in module.EXPERIMENTS]
-SMALL = ["--dataset", "drawn", "--num-samples", "2", "--time-limit", "0.001", "--device", "cpu"]
+SMALL = ["--dataset", "drawn", "--num-samples", "2", "--steps", "2", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +49,10 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path):
     assert again.row(measure, 2, variant="a")["value"] == 1
     assert again.row(measure, 3, variant="b")["value"] == 3
     assert calls == [1, 3]
-    other = Experiment("lesson_test", ExperimentConfig("x", dataset="drawn", seed=1, out=str(tmp_path)))
-    assert other.content["rows"] == []  # other settings, another table
+    other_seed = ExperimentConfig("x", dataset="drawn", seed=1, out=str(tmp_path))
+    assert Experiment("lesson_test", other_seed).row(measure, 4, variant="a")["value"] == 4
+    with pytest.raises(UserError, match="other settings"):
+        Experiment("lesson_test", replace(config, num_samples=3))
 
 
 def test_an_unknown_experiment_is_named(capsys):

@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from common.data import load_digits, to_uint8
-from common.pictures import frames_of, label_grid, save_gif, trajectory_strip
+from common.pictures import frames_of, label_grid, loss_curve, save_gif, trajectory_strip
+from common.runs import read_metrics
+from common.ship import STEPS_A_ROW, thin_out
 from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas
 from lesson_02_improved_ddpm.ddim import ddim_sample
 
@@ -47,3 +49,22 @@ def test_three_channels_are_three_equal_ones(monkeypatch):
     gray, rgb = load_digits("drawn"), load_digits("drawn", channels=3)
     assert rgb.images.shape == (20, 3, 32, 32)
     assert all(torch.equal(rgb.images[:, c], gray.images[:, 0]) for c in range(3))
+
+
+def test_a_run_is_drawn_against_the_thinned_out_reference(tmp_path):
+    losses = [1 / step for step in range(1, 2 * STEPS_A_ROW + 6)]
+    lines = [f"{step},0.1,{loss},1,0.001,9," for step, loss in enumerate(losses, 1)]
+    header = "step,minutes,loss,grad_norm,learning_rate,images_per_second,validation_loss"
+    (tmp_path / "long.csv").write_text("\n".join([header, *lines[:-1], lines[-1] + "0.5"]))
+    (tmp_path / "short.csv").write_text("\n".join([header, *lines[:30]]))
+    thin_out(tmp_path / "long.csv", tmp_path / "thin.csv")
+    rows = read_metrics(tmp_path / "thin.csv")
+    assert [row["step"] for row in rows] == [STEPS_A_ROW, 2 * STEPS_A_ROW, 2 * STEPS_A_ROW + 5]
+    assert rows[1]["loss"] == pytest.approx(np.mean(losses[STEPS_A_ROW : 2 * STEPS_A_ROW]), rel=1e-5)
+    assert [row.get("validation_loss") for row in rows] == [None, None, 0.5]
+    drawn = {
+        line.get_label(): line
+        for line in loss_curve(tmp_path / "short.csv", tmp_path / "thin.csv").axes[0].lines
+    }
+    reference = drawn["training of the shipped weights"]
+    assert list(reference.get_xdata()) == [STEPS_A_ROW] and reference.get_ydata()[0] == rows[0]["loss"]
