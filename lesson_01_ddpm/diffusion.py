@@ -170,15 +170,17 @@ def gaussian_noise(x, generator):
 
 
 @torch.no_grad()
-def ddpm_sample(diffusion, denoiser, x_T, generator=None, log_variance=fixed_small, bound=clip):
-    """Ancestral sampling (algorithm 2) from x_T, white noise [N, C, H, W]. Yields a Step per timestep."""
+def ddpm_sample(diffusion, denoiser, x_T, generator=None, log_variance=fixed_small, bound=clip, guide=None):
+    """Ancestral sampling (algorithm 2) from x_T, white noise [N, C, H, W]. Yields a Step per timestep.
 
+    guide: (diffusion, p, x_t, t) -> another mean than p's; lesson 3 uses it.
+    """
     x_t = x_T
     for i in reversed(range(diffusion.num_timesteps)):
         t = torch.full((len(x_t),), i)
         output = diffusion.ask(denoiser, x_t, t)
         p = diffusion.p_mean_variance(output, x_t, t, log_variance, bound)
-        x_prev = p.mean
+        x_prev = guide(diffusion, p, x_t, t) if guide else p.mean
         if i > 0:  # the last step gives the image: noise there would only be seen
             x_prev = x_prev + (0.5 * p.log_variance).exp() * gaussian_noise(x_t, generator)
         yield Step(i, x_t, p.x_0, x_prev)

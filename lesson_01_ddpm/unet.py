@@ -113,62 +113,71 @@ class Layers(nn.ModuleList):
         return x
 
 
-class UNet(nn.Module):
-    """(x_t [N, C, H, W], t [N]) -> [N, out_channels, H, W].
+class HalfUNet(nn.Module):
+    """The way down, which halves the resolution level by level, and the middle.
 
-    The way down halves the resolution level by level and keeps what it computes on a stack; the way up
-    doubles it again and joins the kept layers on. What the levels are built of can be replaced: a part is
-    made by `res_block(c_in, c_out, config)`, `attention(channels, config)`, `downsample(...)` and
-    `upsample(...)`. Later lessons give an `embedding` [N, emb_channels] to add to the timestep's, and a
-    `context` that only the attention looks at.
+    What the levels are built of can be replaced: a part is made by `res_block(c_in, c_out, config)`,
+    `attention(channels, config)` and `downsample(channels, config)`.
     """
 
-    def __init__(
-        self, config, res_block=ResBlock, attention=Attention, downsample=Downsample, upsample=Upsample
-    ):
+    def __init__(self, config, res_block=ResBlock, attention=Attention, downsample=Downsample):
         super().__init__()
         self.config = config
-        levels = [int(mult * config.num_channels) for mult in config.channel_mult]
-        sizes = [config.image_size // 2**level for level in range(len(levels))]
-        attends = [size in config.attention_resolutions for size in sizes]
-
-        def block(c_in, c_out, with_attention):
-            layers = Layers([res_block(c_in, c_out, config)])
-            if with_attention:
-                layers.append(attention(c_out, config))
-            return layers
-
+        self.levels = [int(mult * config.num_channels) for mult in config.channel_mult]
         self.time_mlp = time_mlp(config.num_channels)
-        self.first = conv(config.in_channels, levels[0])
-
-        self.down, c, stack = nn.ModuleList(), levels[0], [levels[0]]
-        for level, channels in enumerate(levels):
+        c = self.levels[0]
+        self.first, self.kept = conv(config.in_channels, c), [c]  # channels of what is kept for the way up
+        self.down = nn.ModuleList()
+        for level, channels in enumerate(self.levels):
             for _ in range(config.num_res_blocks):
-                self.down.append(block(c, channels, attends[level]))
-                stack.append(c := channels)
-            if level < len(levels) - 1:
+                self.down.append(self.block(level, c, channels, res_block, attention))
+                self.kept.append(c := channels)
+            if level < len(self.levels) - 1:
                 self.down.append(Layers([downsample(c, config)]))
-                stack.append(c)
-
+                self.kept.append(c)
         self.middle = Layers([res_block(c, c, config), attention(c, config), res_block(c, c, config)])
 
-        self.up = nn.ModuleList()
-        for level, channels in reversed(list(enumerate(levels))):
-            for _ in range(config.num_res_blocks + 1):
-                self.up.append(block(c + stack.pop(), c := channels, attends[level]))
-            if level > 0:
-                self.up[-1].append(upsample(c, config))
+    def block(self, level, c_in, c_out, res_block, attention):
+        """A residual block, and attention if this level has it."""
+        layers = Layers([res_block(c_in, c_out, self.config)])
+        if self.config.image_size // 2**level in self.config.attention_resolutions:
+            layers.append(attention(c_out, self.config))
+        return layers
 
-        norm = nn.GroupNorm(config.groups, c)
-        self.last = nn.Sequential(norm, nn.SiLU(), zero(conv(c, config.out_channels)))
-
-    def forward(self, x_t, t, embedding=0, context=None):
+    def descend(self, x_t, t, embedding, context):
+        """(the middle's output, a stack of what was computed on the way, the timestep's embedding)."""
         emb = self.time_mlp(timestep_embedding(t, self.config.num_channels)) + embedding
         h = self.first(x_t)
         stack = [h]
         for layers in self.down:
             stack.append(h := layers(h, emb, context))
-        h = self.middle(h, emb, context)
+        return self.middle(h, emb, context), stack, emb
+
+
+class UNet(HalfUNet):
+    """(x_t [N, C, H, W], t [N]) -> [N, out_channels, H, W].
+
+    The way up doubles the resolution again and joins on what the way down has kept. Later lessons give an
+    `embedding` [N, emb_channels] to add to the timestep's, and a `context` that only the attention looks at.
+    """
+
+    def __init__(
+        self, config, res_block=ResBlock, attention=Attention, downsample=Downsample, upsample=Upsample
+    ):
+        super().__init__(config, res_block, attention, downsample)
+        kept, c = list(self.kept), self.levels[-1]
+        self.up = nn.ModuleList()
+        for level, channels in reversed(list(enumerate(self.levels))):
+            for _ in range(config.num_res_blocks + 1):
+                self.up.append(self.block(level, c + kept.pop(), channels, res_block, attention))
+                c = channels
+            if level > 0:
+                self.up[-1].append(upsample(c, config))
+        norm = nn.GroupNorm(config.groups, c)
+        self.last = nn.Sequential(norm, nn.SiLU(), zero(conv(c, config.out_channels)))
+
+    def forward(self, x_t, t, embedding=0, context=None):
+        h, stack, emb = self.descend(x_t, t, embedding, context)
         for layers in self.up:
             h = layers(torch.cat([h, stack.pop()], 1), emb, context)
         return self.last(h)

@@ -22,6 +22,7 @@ from lesson_02_improved_ddpm.variational_bound import (
     prior_bits,
     vb_terms_bits,
 )
+from lesson_03_adm.classifier_guidance import guide_mean, guide_noise
 from lesson_03_adm.published import adm_from_published
 from lesson_04_text_conditioning.published import glide_from_published
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
@@ -145,9 +146,18 @@ def test_reverse_ddim_step(one_step):
     s.check(ddim_next(s.diffusion, s.x_t, s.t, x_0), "ddim_reverse_step", tolerance=5e-5)
 
 
-@pytest.mark.parametrize("name", ["classifier_guided_mean", "classifier_guided_ddim_pred_x_0"])
-def test_waits_for_a_later_issue(name):
-    pytest.skip(f"{name}: classifier guidance is not in the lessons yet")
+def test_classifier_guidance_of_the_mean(one_step):
+    s, p = one_step, one_step.reverse(lesson_01_diffusion.clip)
+    guide = guide_mean(lambda x_t, t: s.golden["cond_grad"])
+    s.check(guide(s.diffusion, p, s.x_t, s.t), "classifier_guided_mean")
+
+
+def test_classifier_guidance_of_the_ddim_score(one_step):
+    s = one_step
+    eps = guide_noise(s.diffusion, s.network, lambda x_t, t: s.golden["cond_grad"])(s.x_t, s.t)
+    x_0 = s.diffusion.x_0_from_noise(s.x_t, s.t, eps)
+    scale = s.diffusion.alpha_bar[s.t].rsqrt().float()
+    s.check(x_0, "classifier_guided_ddim_pred_x_0", scale=scale)
 
 
 class Trajectory:

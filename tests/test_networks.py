@@ -13,6 +13,7 @@ from lesson_01_ddpm.unet import UNet, timestep_embedding
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_03_adm.adm_unet import ADMConfig, ClassUNet
+from lesson_03_adm.noisy_classifier import NoisyClassifier
 from lesson_04_text_conditioning.captioned_mnist import ADM, denoiser_of_prompts
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_04_text_conditioning.text_unet import TextAttention, TextUNet
@@ -47,6 +48,7 @@ BUILDERS = {
     "ddpm": lambda tokenizer: UNet(LESSON_1),
     "adm": lambda tokenizer: ClassUNet(ADMConfig(channel_mult=(0.5, 1, 2), num_head_channels=32)),
     "text": lambda tokenizer: TextUNet(TINY, TextConfig(tokenizer.vocab_size)),
+    "classifier": lambda tokenizer: NoisyClassifier(),
 }
 
 

@@ -1,0 +1,93 @@
+"""Classifier guidance where all is known: two Gaussian classes, their mixture, their exact classifier."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from lesson_01_ddpm.diffusion import GaussianDiffusion, ddpm_sample, linear_betas
+from lesson_02_improved_ddpm.ddim import ddim_sample
+from lesson_03_adm.classifier_guidance import classifier_gradient, guide_mean, guide_noise
+
+DIFFUSION = GaussianDiffusion(linear_betas(1000))
+MEANS, VARIANCE = torch.tensor([-0.5, 0.5]), 0.01  # of every pixel, given the class
+
+
+def spread_of(t):
+    """(sqrt(alpha_bar), the variance of x_t given the class), each [N, 1, 1, 1]."""
+    alpha_bar = DIFFUSION.alpha_bar[t].float().view(-1, 1, 1, 1)
+    return alpha_bar.sqrt(), alpha_bar * VARIANCE + 1 - alpha_bar
+
+
+def class_denoiser(x_t, t, y):
+    """eps_hat = -sqrt(1 - alpha_bar) grad log p(x_t | y), exactly."""
+    signal, variance = spread_of(t)
+    return (1 - signal**2).sqrt() * (x_t - signal * MEANS[y].view(-1, 1, 1, 1)) / variance
+
+
+def classifier(x_t, t):
+    """log p(x_t | y) for both y, up to what they share: the logits of p(y | x_t), as both are as frequent."""
+    signal, variance = spread_of(t)
+    distances = [(x_t - signal * mean).square() / (2 * variance) for mean in MEANS]
+    return -torch.stack([d.flatten(1).sum(1) for d in distances], 1)
+
+
+def mixture_denoiser(x_t, t):
+    share = classifier(x_t, t).softmax(1)
+    each = [class_denoiser(x_t, t, torch.full((len(x_t),), y)) for y in (0, 1)]
+    return sum(share[:, y].view(-1, 1, 1, 1) * each[y] for y in (0, 1))
+
+
+X_T, T, Y = torch.randn(6, 1, 2, 2), torch.tensor([5, 100, 300, 500, 700, 999]), torch.tensor([0, 1] * 3)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_bayes_rule(scale):
+    """Scale 1 gives the class's own denoiser; any other what classifier-free guidance gives."""
+    gradient = classifier_gradient(classifier, Y, scale)
+    guided = guide_noise(DIFFUSION, mixture_denoiser, gradient, bound=None)(X_T, T)
+    cond, uncond = class_denoiser(X_T, T, Y), mixture_denoiser(X_T, T)
+    torch.testing.assert_close(guided, uncond + scale * (cond - uncond), rtol=1e-3, atol=1e-3)
+
+
+def test_the_gradient_by_finite_differences():
+    gradient = classifier_gradient(classifier, Y, scale=2.0)(X_T, T)
+    step = torch.zeros_like(X_T)
+    step[:, 0, 1, 0] = 1e-2
+    above, below = (classifier(X_T + s, T).log_softmax(1)[range(6), Y] for s in (step, -step))
+    torch.testing.assert_close(gradient[:, 0, 1, 0], 2 * (above - below) / 2e-2, rtol=2e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("way", ["mean", "noise"])
+def test_guided_samples_are_of_the_class(way):
+    """Unguided, half of the samples are of either class; guided, all are, and spread as that class is."""
+    torch.manual_seed(0)
+    n, few = 400, DIFFUSION.evenly(250)
+    y = torch.ones(n, dtype=torch.long)
+    gradient = classifier_gradient(classifier, y)
+    x_T = torch.randn(n, 1, 2, 2)
+    if way == "mean":
+        sampler, denoiser = partial(ddpm_sample, guide=guide_mean(gradient)), mixture_denoiser
+    else:
+        sampler, denoiser = (
+            partial(ddim_sample, bound=None),
+            guide_noise(DIFFUSION, mixture_denoiser, gradient),
+        )
+    *_, free = ddpm_sample(few, mixture_denoiser, x_T)
+    assert 0.4 < (free.x_prev.mean((1, 2, 3)) > 0).float().mean() < 0.6
+    *_, last = sampler(few, denoiser, x_T)
+    samples = last.x_prev
+    assert samples.mean((1, 2, 3)).min() > 0.2
+    assert samples.mean() == pytest.approx(0.5, abs=0.02)
+    assert samples.std() == pytest.approx(math.sqrt(VARIANCE), rel=0.2)
+
+
+def test_the_sampler_does_not_learn():
+    """Gradients are taken of the image alone: no parameter receives one, and no graph is kept."""
+    layer = torch.nn.Linear(4, 2)
+    x_t = torch.randn(6, 1, 2, 2)
+    with torch.no_grad():
+        gradient = classifier_gradient(lambda x, t: layer(x.flatten(1)), Y)(x_t, T)
+    assert layer.weight.grad is None and not gradient.requires_grad and not x_t.requires_grad
+    assert gradient.abs().sum() > 0
