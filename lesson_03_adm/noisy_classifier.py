@@ -44,3 +44,10 @@ class NoisyClassifier(nn.Module):
     def forward(self, x_t, t):
         h, _, _ = self.encoder.descend(x_t, t, embedding=0, context=None)
         return self.head(F.silu(self.pool(F.silu(self.norm(h)))))
+
+
+def loss_classifier(diffusion, classifier, x_0, label):
+    """Cross entropy of the classes read from x_t at a random t, as guidance will ask for them: [N]."""
+    t = torch.randint(diffusion.num_timesteps, (len(x_0),)).to(x_0.device)
+    x_t = diffusion.q_sample(x_0, t, torch.randn_like(x_0))
+    return F.cross_entropy(diffusion.ask(classifier, x_t, t), label, reduction="none")

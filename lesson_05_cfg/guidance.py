@@ -36,3 +36,24 @@ def guided(network, text, empty, guidance_scale):
         return torch.cat([eps, cond[:, c:]], 1)
 
     return denoiser
+
+
+def guided_between(network, text, empty, guidance_scale, interval):
+    """`guided` at timesteps low <= t <= high, the plain conditional model (one call for N) at all others.
+
+    interval: (low, high). Guidance at high noise costs diversity, at low noise it only costs time
+    (Kynkaanniemi et al. 2024). All samples of a call must be at the same t, as in every sampler here.
+    """
+    (low, high), plain = interval, guided(network, text, empty, 1)
+    inside = guided(network, text, empty, guidance_scale)
+    return lambda x_t, t: inside(x_t, t) if low <= t[0] <= high else plain(x_t, t)
+
+
+def dynamic_threshold(x_0, percentile=99.5):
+    """Imagen's remedy for saturated pixels (Saharia et al. 2022, section 2.3), a `bound` for any sampler.
+
+    s is that percentile of |x_0| over each sample's values, but at least 1; x_0 is cut to [-s, s] and divided
+    by s. So what guidance pushed out of range comes back with its contrasts, where clipping would lose them.
+    """
+    s = x_0.abs().flatten(1).quantile(percentile / 100, dim=1).clamp(min=1).view(-1, 1, 1, 1)
+    return x_0.clamp(-s, s) / s

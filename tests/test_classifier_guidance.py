@@ -9,6 +9,7 @@ import torch
 from lesson_01_ddpm.diffusion import GaussianDiffusion, ddpm_sample, linear_betas
 from lesson_02_improved_ddpm.ddim import ddim_sample
 from lesson_03_adm.classifier_guidance import classifier_gradient, guide_mean, guide_noise
+from lesson_03_adm.noisy_classifier import loss_classifier
 
 DIFFUSION = GaussianDiffusion(linear_betas(1000))
 MEANS, VARIANCE = torch.tensor([-0.5, 0.5]), 0.01  # of every pixel, given the class
@@ -91,3 +92,19 @@ def test_the_sampler_does_not_learn():
         gradient = classifier_gradient(lambda x, t: layer(x.flatten(1)), Y)(x_t, T)
     assert layer.weight.grad is None and not gradient.requires_grad and not x_t.requires_grad
     assert gradient.abs().sum() > 0
+
+
+def test_the_loss_is_the_cross_entropy_of_what_is_read_from_x_t():
+    torch.manual_seed(0)
+    x_0 = MEANS[Y].view(-1, 1, 1, 1).expand(-1, 1, 2, 2).repeat(500, 1, 1, 1)
+    seen = []
+
+    def spy(x_t, t):
+        seen.append(t)
+        return classifier(x_t, t)
+
+    losses = loss_classifier(DIFFUSION, spy, x_0, Y.repeat(500))
+    t = seen[0]
+    assert t.min() < 10 and t.max() > 990
+    assert losses[t < 60].mean() < 1e-3  # little noise: read with certainty
+    assert losses[t > 900].mean().item() == pytest.approx(math.log(2), abs=0.03)  # nothing left to read

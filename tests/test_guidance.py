@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
 from common.captions import CAPTIONS
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
-from lesson_05_cfg.guidance import drop_captions, guided
+from lesson_05_cfg.guidance import drop_captions, dynamic_threshold, guided, guided_between
 
 
 class Number(NamedTuple):
@@ -72,3 +73,29 @@ def test_a_dropped_caption_is_the_empty_caption():
     tokens, mask = tokenizer.encode([""])
     assert not mask.any() and (tokens == tokenizer.padding_id).all()
     assert torch.equal(drop_captions(tokenizer.encode(["a red seven"])[1], 1.0), mask)
+
+
+def test_guidance_between_two_timesteps_costs_and_acts_only_there():
+    network = Network()
+    denoiser = guided_between(network, TEXT, EMPTY, 3, interval=(200, 600))
+    for t, calls, scale in ((199, 4, 1), (200, 8, 3), (600, 8, 3), (601, 4, 1)):
+        network.calls.clear()
+        t = torch.full((4,), t)
+        output = denoiser(X_T, t)
+        assert network.calls == [calls]
+        assert torch.equal(output, guided(network, TEXT, EMPTY, scale)(X_T, t))
+
+
+def test_dynamic_threshold_by_numpy():
+    torch.manual_seed(0)
+    x_0 = torch.randn(3, 3, 32, 32) * torch.tensor([0.2, 1.0, 5.0]).view(3, 1, 1, 1)
+    ours = dynamic_threshold(x_0)
+    for sample, result in zip(x_0.numpy(), ours.numpy()):
+        s = max(1.0, np.percentile(np.abs(sample), 99.5))
+        np.testing.assert_allclose(result, np.clip(sample, -s, s) / s, rtol=1e-5)
+    assert torch.equal(ours[0], x_0[0])  # in range: left alone
+    assert ours.abs().max() <= 1 and (ours[2].abs() == 1).float().mean().item() == pytest.approx(
+        0.005, abs=2e-3
+    )
+    alone = dynamic_threshold(x_0[1:2])
+    assert torch.equal(alone[0], ours[1])  # whatever else is in the batch
