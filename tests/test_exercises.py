@@ -1,5 +1,7 @@
 """The checks of the exercises: a wrong answer gets a line that helps. The right ones: solutions.ipynb."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from common.exercises import Wrong, run_checks
 from lesson_01_ddpm import exercises as lesson_1
 from lesson_02_improved_ddpm import exercises as lesson_2
 from lesson_02_improved_ddpm.schedules import cosine_betas
+from lesson_05_cfg import exercises as lesson_5
 
 
 def sample(diffusion, denoiser, x_T, generator, noise_at_the_end=False, factor=torch.sqrt, noisy=True):
@@ -28,6 +31,20 @@ def geometric(v, beta, beta_tilde):
 
 def ddim_picture(x_t, eps_hat, a):
     return (x_t - (1 - a) ** 0.5 * eps_hat) / a**0.5
+
+
+def batch_threshold(x_0, percentile):
+    s = x_0.abs().quantile(percentile / 100).clamp(min=1)
+    return x_0.clamp(-s, s) / s
+
+
+def step_2m(x_s, x_0_before, x_0, before, start, end, weight=0.5, sign=1):
+    """A step of DPM-Solver++(2M), with mistakes on request."""
+    alpha_s, alpha_t = (1 / math.sqrt(1 + math.exp(-2 * x)) for x in (start, end))
+    h = end - start
+    d = x_0 + weight * (x_0 - x_0_before) * h / (start - before)
+    ratio = alpha_t * math.exp(-end) / (alpha_s * math.exp(-start))
+    return ratio * x_s - sign * alpha_t * math.expm1(-h) * d
 
 
 WRONG = [
@@ -70,6 +87,18 @@ WRONG = [
     (lesson_2.check_ddim_step, lambda x, eps, a, before: ddim_picture(x, eps, a), "predicted picture"),
     (lesson_2.check_ddim_step, lambda x, eps, a, b: b**0.5 * ddim_picture(x, eps, a), "noise is gone"),
     (lesson_2.check_ddim_step, lambda x, eps, a, before: x - eps, "lands on"),
+    (lesson_5.check_guide, lambda cond, uncond, s: uncond + s * (cond - uncond), "v is guided too"),
+    (lesson_5.check_guide, lambda cond, uncond, s: (1 + s) * cond - s * uncond, "w = s - 1"),
+    (lesson_5.check_guide, lambda cond, uncond, s: (uncond + s * (cond - uncond))[:, :3], "v must be kept"),
+    (lesson_5.check_drop, lambda mask, p: mask & (torch.rand(mask.shape) > p), "a part of their tokens"),
+    (lesson_5.check_drop, lambda mask, p: mask & (torch.rand(1) > p), "the whole batch"),
+    (lesson_5.check_drop, lambda mask, p: mask & (torch.rand(len(mask), 1) < p), "the share to keep"),
+    (lesson_5.check_threshold, lambda x_0, percentile: x_0.clamp(-1, 1), "plain clipping"),
+    (lesson_5.check_threshold, lambda x_0, p: x_0 / x_0.abs().amax((1, 2, 3), keepdim=True), "in range"),
+    (lesson_5.check_threshold, batch_threshold, "a percentile each"),
+    (lesson_5.check_step_2m, lambda *args: step_2m(*args, weight=0), "that is DDIM"),
+    (lesson_5.check_step_2m, lambda *args: step_2m(*args, weight=0.8), "not 8 times"),
+    (lesson_5.check_step_2m, lambda *args: step_2m(*args, sign=-1), "sign and size"),
 ]
 
 
@@ -79,7 +108,7 @@ def test_a_wrong_answer_gets_a_line_that_helps(check, answer, help):
         check(answer)
 
 
-@pytest.mark.parametrize("lesson", [lesson_1, lesson_2], ids=lambda lesson: lesson.__name__)
+@pytest.mark.parametrize("lesson", [lesson_1, lesson_2, lesson_5], ids=lambda lesson: lesson.__name__)
 def test_an_untouched_exercise_is_still_to_do(lesson, capsys):
     run_checks(lesson.CHECKS)
     verdicts = capsys.readouterr().out.splitlines()
