@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from common.exercises import Wrong, run_checks
 from lesson_01_ddpm import exercises as lesson_1
 from lesson_02_improved_ddpm import exercises as lesson_2
 from lesson_02_improved_ddpm.schedules import cosine_betas
+from lesson_04_text_conditioning import exercises as lesson_4
 from lesson_05_cfg import exercises as lesson_5
 
 
@@ -31,6 +33,11 @@ def geometric(v, beta, beta_tilde):
 
 def ddim_picture(x_t, eps_hat, a):
     return (x_t - (1 - a) ** 0.5 * eps_hat) / a**0.5
+
+
+def plain_exponential(q, k, v):
+    weights = (q @ k.T / 4).exp()
+    return weights / weights.sum(1, keepdim=True) @ v
 
 
 def batch_threshold(x_0, percentile):
@@ -87,6 +94,20 @@ WRONG = [
     (lesson_2.check_ddim_step, lambda x, eps, a, before: ddim_picture(x, eps, a), "predicted picture"),
     (lesson_2.check_ddim_step, lambda x, eps, a, b: b**0.5 * ddim_picture(x, eps, a), "noise is gone"),
     (lesson_2.check_ddim_step, lambda x, eps, a, before: x - eps, "lands on"),
+    (lesson_4.check_merge, lambda tokens, pair: "".join(tokens).split(), "became"),
+    (lesson_4.check_merge, lambda tokens, pair: tokens, "wanted"),
+    (lesson_4.check_look_up, lambda q, k, v: (q @ k.T).softmax(1) @ v, "sqrt"),
+    (lesson_4.check_look_up, lambda q, k, v: (q @ k.T / 4).softmax(0) @ v, "over the queries"),
+    (lesson_4.check_look_up, plain_exponential, "inf or nan"),
+    (lesson_4.check_read, lambda tokens, place, pad, mask: tokens + place, "under the padding"),
+    (lesson_4.check_read, lambda x, place, pad, m: torch.where(m[..., None], x, pad) + place, "position"),
+    (lesson_4.check_look_around, lambda q, k, v, *text: sdpa(q, k, v) + sdpa(q, *text), "two softmaxes"),
+    (lesson_4.check_look_around, lambda q, k, v, tk, tv: sdpa(q, k, v), "nobody looks"),
+    (
+        lesson_4.check_look_around,
+        lambda q, k, v, tk, tv: sdpa(q, torch.cat([k, tk], 1), torch.cat([tv, v], 1)),
+        "same order",
+    ),
     (lesson_5.check_guide, lambda cond, uncond, s: uncond + s * (cond - uncond), "v is guided too"),
     (lesson_5.check_guide, lambda cond, uncond, s: (1 + s) * cond - s * uncond, "w = s - 1"),
     (lesson_5.check_guide, lambda cond, uncond, s: (uncond + s * (cond - uncond))[:, :3], "v must be kept"),
@@ -108,7 +129,9 @@ def test_a_wrong_answer_gets_a_line_that_helps(check, answer, help):
         check(answer)
 
 
-@pytest.mark.parametrize("lesson", [lesson_1, lesson_2, lesson_5], ids=lambda lesson: lesson.__name__)
+@pytest.mark.parametrize(
+    "lesson", [lesson_1, lesson_2, lesson_4, lesson_5], ids=lambda lesson: lesson.__name__
+)
 def test_an_untouched_exercise_is_still_to_do(lesson, capsys):
     run_checks(lesson.CHECKS)
     verdicts = capsys.readouterr().out.splitlines()

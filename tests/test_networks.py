@@ -14,6 +14,7 @@ from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_03_adm.adm_unet import ADMConfig, ClassUNet
 from lesson_03_adm.noisy_classifier import NoisyClassifier
+from lesson_04_text_conditioning.attention_maps import recorded, text_weights
 from lesson_04_text_conditioning.captioned_mnist import ADM, denoiser_of_prompts
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_04_text_conditioning.text_unet import TextAttention, TextUNet
@@ -111,6 +112,37 @@ def test_text_attention_is_one_softmax_over_tokens_and_pixels():
     weights = F.softmax(torch.einsum("ncp,ncq->npq", q, k) / 32**0.5, -1)
     expected = x.flatten(2) + layer.proj(torch.einsum("npq,ncq->ncp", weights, v))
     torch.testing.assert_close(layer(x, None, states), expected.view_as(x), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_maps_are_the_weights_that_the_layer_uses():
+    """With values that are 1 for one token and 0 elsewhere, attention's output is that token's weight."""
+    torch.manual_seed(0)
+    layer = TextAttention(32, replace(TINY, num_head_channels=32), text_width=8)
+    x, states, token = torch.randn(2, 32, 4, 4), torch.randn(2, 8, 5), 3
+
+    def only_the_token(k, v, context):
+        text_k = layer.text_kv(context)[:, None, :32].transpose(2, 3)
+        values = torch.zeros(2, 1, 5 + 16, 32)
+        values[:, :, token] = 1
+        return torch.cat([text_k, k], 2), values
+
+    maps = text_weights(layer, x, states)
+    layer.look_further = only_the_token
+    torch.nn.init.eye_(layer.proj.weight[:, :, 0])
+    torch.testing.assert_close((layer(x, None, states) - x)[:, 0], maps[:, token], rtol=1e-4, atol=1e-5)
+    assert maps.shape == (2, 5, 4, 4) and (maps.sum(1) < 1).all()
+
+
+def test_attention_maps_are_recorded_a_call_and_the_network_is_left_as_it_was(tokenizer):
+    network = text_unet(tokenizer).eval()
+    text = network.encode_text(*tokenizer.encode(["a red seven", "a 2"]))
+    x_t, t = torch.randn(2, 3, 32, 32), torch.tensor([500, 500])
+    before = network(x_t, t, text)
+    with recorded(network, size=16) as maps:
+        again = [network(x_t, t, text) for _ in range(3)]
+    network(x_t, t, text)
+    assert [m.shape for m in maps] == 3 * [(2, tokenizer.context, 16, 16)]
+    assert torch.equal(before, again[0])
 
 
 def test_the_caption_changes_the_output_and_padding_tokens_do_not(tokenizer):
