@@ -93,10 +93,11 @@ class Experiment:
         name = f"{self.config.name}_seed{self.config.seed}"
         return Path("runs/experiments") / self.lesson / name / variant
 
-    def train(self, variant, network, loss, show=None, **settings):
+    def train(self, variant, network, loss, show=None, data=None, **settings):
         """Train for the steps of this experiment, in runs/experiments; returns the averaged network.
 
-        show: as `common.training.train` takes it. settings: of TrainConfig.
+        show: as `common.training.train` takes it. data: a data set to train on and a batch to validate with,
+        if not plain digits. settings: of TrainConfig.
         """
         config, folder = self.config, self.folder_of(variant)
         settings = {"steps": config.steps, "seed": config.seed, "device": config.device} | settings
@@ -104,14 +105,15 @@ class Experiment:
         if any(folder.glob("checkpoints/step_*.pt")):
             settings = replace(settings, resume=str(folder))
         run = Run(self.lesson, settings, self.digits.name)
-        validation = self.held_back.batch(torch.arange(512))
-        return train(network, loss, self.digits, settings, run, validation, show=show)
+        data, validation = data or (self.digits, self.held_back.batch(torch.arange(512)))
+        return train(network, loss, data, settings, run, validation, show=show)
 
 
-def quality(samples, reference):
-    """The numbers that tables of experiments hold."""
-    measured = evaluate(samples, reference)
-    return {name: measured[name] for name in ("n", "fid", "fid_floor", "kid", "confident")}
+def quality(samples, reference, digits=None, colours=None):
+    """The numbers that tables of experiments hold. digits, colours: what was asked for, if anything was."""
+    measured = evaluate(samples, reference, digits, colours)
+    left_out = ("reference", "confident_real") + (("diversity",) if digits is None else ())
+    return {name: value for name, value in measured.items() if name not in left_out}
 
 
 def run_experiment(experiments, config):

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import group_norm as norm
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from common.exercises import Wrong, run_checks
 from lesson_01_ddpm import exercises as lesson_1
 from lesson_02_improved_ddpm import exercises as lesson_2
 from lesson_02_improved_ddpm.schedules import cosine_betas
+from lesson_03_adm import exercises as lesson_3
 from lesson_04_text_conditioning import exercises as lesson_4
 from lesson_05_cfg import exercises as lesson_5
 
@@ -33,6 +35,22 @@ def geometric(v, beta, beta_tilde):
 
 def ddim_picture(x_t, eps_hat, a):
     return (x_t - (1 - a) ** 0.5 * eps_hat) / a**0.5
+
+
+def swapped_ada_gn(h, y, groups):
+    shift, scale = y[:, :, None, None].chunk(2, 1)
+    return (1 + scale) * norm(h, groups) + shift
+
+
+def interleaved_heads(q, k, v, heads):
+    q, k, v = (x.unflatten(2, (-1, heads)).permute(0, 3, 1, 2) for x in (q, k, v))
+    return sdpa(q, k, v).permute(0, 2, 3, 1).flatten(2)
+
+
+def gradient(classifier, x_t, t, y, of=lambda logits: logits.log_softmax(1), enable=True):
+    with torch.set_grad_enabled(enable):
+        x_t = x_t.requires_grad_(True)
+        return torch.autograd.grad(of(classifier(x_t, t))[range(len(y)), y].sum(), x_t)[0]
 
 
 def plain_exponential(q, k, v):
@@ -94,6 +112,16 @@ WRONG = [
     (lesson_2.check_ddim_step, lambda x, eps, a, before: ddim_picture(x, eps, a), "predicted picture"),
     (lesson_2.check_ddim_step, lambda x, eps, a, b: b**0.5 * ddim_picture(x, eps, a), "noise is gone"),
     (lesson_2.check_ddim_step, lambda x, eps, a, before: x - eps, "lands on"),
+    (lesson_3.check_ada_gn, lambda h, y, groups: norm(h, groups) * y[:, :8, None, None], "added to 1"),
+    (lesson_3.check_ada_gn, lambda h, y, groups: norm(h, 8), "as many groups"),
+    (lesson_3.check_ada_gn, lambda h, y, groups: swapped_ada_gn(h, y, groups), "swapped"),
+    (lesson_3.check_attend_in_heads, lambda q, k, v, heads: sdpa(q, k, v), "one head"),
+    (lesson_3.check_attend_in_heads, interleaved_heads, "stay together"),
+    (lesson_3.check_gradient, lambda *args: gradient(*args, of=lambda logits: logits), "logit's gradient"),
+    (lesson_3.check_gradient, lambda *args: gradient(*args, of=lambda x: x.softmax(1)), "gradient of p"),
+    (lesson_3.check_gradient, lambda *args: gradient(*args, enable=False), "no gradient under no_grad"),
+    (lesson_3.check_led_mean, lambda mean, log_variance, grad, s: mean + s * grad, "same size"),
+    (lesson_3.check_led_mean, lambda mean, lv, grad, s: mean + s * (0.5 * lv).exp() * grad, "standard dev"),
     (lesson_4.check_merge, lambda tokens, pair: "".join(tokens).split(), "became"),
     (lesson_4.check_merge, lambda tokens, pair: tokens, "wanted"),
     (lesson_4.check_look_up, lambda q, k, v: (q @ k.T).softmax(1) @ v, "sqrt"),
@@ -130,7 +158,7 @@ def test_a_wrong_answer_gets_a_line_that_helps(check, answer, help):
 
 
 @pytest.mark.parametrize(
-    "lesson", [lesson_1, lesson_2, lesson_4, lesson_5], ids=lambda lesson: lesson.__name__
+    "lesson", [lesson_1, lesson_2, lesson_3, lesson_4, lesson_5], ids=lambda lesson: lesson.__name__
 )
 def test_an_untouched_exercise_is_still_to_do(lesson, capsys):
     run_checks(lesson.CHECKS)

@@ -9,8 +9,9 @@ from PIL import Image
 
 from common.command import UserError, run_command
 from common.experiments import Experiment, ExperimentConfig, run_experiment
+from tests.conftest import ROOT
 
-LESSONS = ["lesson_01_ddpm", "lesson_02_improved_ddpm"]
+LESSONS = sorted(path.parent.name for path in ROOT.glob("lesson_*/experiments.py"))
 MODULES = [importlib.import_module(f"{lesson}.experiments") for lesson in LESSONS]
 ALL = [(module, name) for module in MODULES for name in module.EXPERIMENTS]
 SMALL = ["--dataset", "drawn", "--num-samples", "2", "--steps", "2", "--device", "cpu"]
@@ -28,7 +29,13 @@ def run(module, *flags):
 
 @pytest.mark.parametrize("module, name", ALL, ids=[f"{m.__name__.split('.')[0]}-{name}" for m, name in ALL])
 def test_an_experiment_writes_rows_and_a_picture(module, name, tmp_path, monkeypatch):
-    for constant, small in {"STEPS": (2, 3), "SHOWN_STEPS": 2, "BATCHES": 2, "HISTORY": 1}.items():
+    for constant, small in {
+        "STEPS": (2, 3),
+        "SHOWN_STEPS": 2,
+        "BATCHES": 2,
+        "HISTORY": 1,
+        "SCALES": (0, 2),
+    }.items():
         monkeypatch.setattr(module, constant, small, raising=False)
     run(module, name, *SMALL, "--out", str(tmp_path))
     content = json.loads((tmp_path / f"{name}.json").read_text())

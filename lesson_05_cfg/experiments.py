@@ -1,0 +1,186 @@
+"""Lesson 5, measured: python lesson_05_cfg/experiments.py NAME
+
+    guidance_curve    scales 0 to 20, clipped and with dynamic thresholding
+    interval          guidance at some noise levels only
+    samplers          ancestral, DDIM and DPM-Solver++ at 5 to 250 steps, against seconds
+    drop_probability  captions dropped in training never, rarely, often
+    mistakes          the classic bugs, beside the right version
+
+Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
+"""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from common.captions import balanced_prompts
+from common.command import run_command
+from common.experiments import ExperimentConfig, quality, run_experiment
+from common.pictures import curves
+from common.sampling import load_network, sample_batches
+from lesson_01_ddpm.diffusion import clip, loss_at_random_t
+from lesson_02_improved_ddpm.train_mnist import new_diffusion
+from lesson_04_text_conditioning import captioned_mnist
+from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, denoiser_of_prompts
+from lesson_04_text_conditioning.experiments import Captioned
+from lesson_04_text_conditioning.text_transformer import Text
+from lesson_04_text_conditioning.velocity import loss_velocity
+from lesson_05_cfg.dpm_solver import SAMPLERS, dpm_solver_sample
+from lesson_05_cfg.guidance import drop_captions, dynamic_threshold, guided, guided_between
+
+LESSON = "lesson_05_cfg"
+SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
+STEPS = (5, 10, 15, 20, 25, 50, 100, 250)
+SHOWN_STEPS = 20  # of DPM-Solver++, where samples are compared
+INTERVALS = ((0, 999), (0, 499), (500, 999), (250, 749), (0, 749), (250, 999))
+BEST = 3  # the scale where nothing else is said
+
+
+@dataclass(frozen=True)
+class Config(ExperimentConfig):
+    """Measure a claim of lesson 5."""
+
+
+class Guided(Captioned):
+    """An experiment that draws with `network`, which was trained to be guided."""
+
+    lesson, network = LESSON, None
+
+    def draw(self, prompts, denoiser_for, steps=SHOWN_STEPS, sampler=dpm_solver_sample, **settings):
+        sampler = partial(sampler, new_diffusion().evenly(steps), **settings)
+        denoiser_of = denoiser_of_prompts(self.network, self.tokenizer, prompts, denoiser_for)
+        return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(prompts), self.config)
+
+    def measure(self, denoiser_for, steps=SHOWN_STEPS, **settings):
+        """The numbers, the share of values that are saturated, and the seconds that a sample takes."""
+        n = self.config.samples_at(steps)
+        prompts, digits, colours = balanced_prompts(n)
+        started = time.monotonic()
+        samples = self.draw(prompts, denoiser_for, steps, **settings)
+        seconds = (time.monotonic() - started) / n
+        saturated = (samples.amax(1) >= 1).float().mean().item()
+        return quality(samples, self.reference, digits, colours) | {
+            "saturated": saturated,
+            "seconds_a_sample": seconds,
+        }
+
+
+def shipped(config):
+    """The experiment with the weights that this lesson ships."""
+    network, _, facts = load_network(None, LESSON, captioned_mnist.rebuild)
+    experiment = Guided(config, weights=facts["command"])
+    experiment.network = network
+    return experiment
+
+
+def at_scale(scale):
+    return partial(guided, guidance_scale=scale)
+
+
+def guidance_curve(config):
+    """Ho & Salimans 2022, table 1: accuracy against diversity. Saharia et al. 2022: thresholding helps."""
+    experiment, lines = shipped(config), {}
+    for bound in (clip, dynamic_threshold):
+        for scale in SCALES:
+            settings = {"scale": scale, "bound": bound.__name__}
+            row = experiment.row(partial(experiment.measure, bound=bound), at_scale(scale), **settings)
+            for name in ("fid", "diversity"):
+                lines.setdefault(f"{name}, {bound.__name__}", []).append((scale + 0.1, row[name]))
+    experiment.save(curves(lines, "s + 0.1", ""))
+
+
+def interval(config):
+    """Kynkaanniemi et al. 2024: guidance is needed in the middle; at high noise it only costs diversity."""
+    experiment, shown = shipped(config), {}
+    for low, high in INTERVALS:
+        denoiser_for = partial(guided_between, guidance_scale=BEST, interval=(low, high))
+        experiment.row(experiment.measure, denoiser_for, low=low, high=high)
+        shown[f"t from {low} to {high}"] = experiment.draw(PROMPTS, denoiser_for)
+    experiment.save_rows(shown)
+
+
+def samplers(config):
+    """Lu et al. 2022: DPM-Solver++ needs 15 to 20 steps, the others more."""
+    experiment, lines = shipped(config), {}
+    for name, sampler in SAMPLERS.items():
+        for steps in STEPS:
+            measure = partial(experiment.measure, sampler=sampler)
+            row = experiment.row(measure, at_scale(BEST), steps, sampler=name, steps=steps)
+            lines.setdefault(name, []).append((row["seconds_a_sample"], row["fid"]))
+    experiment.save(curves(lines, "seconds a sample", "FID"))
+
+
+def loss_with_drop(drop, network, x_0, tokens, mask):
+    """train_mnist.py's loss. drop: (mask) -> mask of the captions that are left."""
+    text = network.encode_text(tokens, drop(mask))
+    return loss_at_random_t(loss_velocity, new_diffusion(), partial(network, text=text), x_0)
+
+
+def drop_probability(config):
+    """Ho & Salimans 2022, section 4.2: 0.1 and 0.2 do equally well, 0.5 less.
+
+    At 0, which is what miniGLIDE did, guidance starts from an answer that was never trained.
+    """
+    experiment, shown = Guided(config), {}
+    for probability in (0.0, 0.1, 0.2, 0.5):
+        loss = partial(loss_with_drop, partial(drop_captions, probability=probability))
+        experiment.network = experiment.train(f"p {probability}", experiment.new_network(), loss)
+        for scale in (1, BEST):
+            experiment.row(experiment.measure, at_scale(scale), dropped=probability, scale=scale)
+        shown[f"{probability:.0%} dropped"] = experiment.draw(PROMPTS, at_scale(BEST))
+    experiment.save_rows(shown)
+
+
+def drop_whole_batches(mask):
+    """The mistake: one draw for all."""
+    return mask & (torch.rand(1, device=mask.device) >= 0.1)
+
+
+def against_nothing(experiment, network, text, empty):
+    """The mistake: the caption "nothing" where training had the empty one."""
+    wrong = captioned_mnist.encode_prompts(network, experiment.tokenizer, ["nothing"])
+    wrong = Text(*(part.expand_as(like) for part, like in zip(wrong, text)))
+    return guided(network, text, wrong, BEST)
+
+
+def variance_guided_too(network, text, empty):
+    """The mistake: all channels go into the formula, v too."""
+
+    def denoiser(x_t, t):
+        cond, uncond = network(x_t, t, text), network(x_t, t, empty)
+        return uncond + BEST * (cond - uncond)
+
+    return denoiser
+
+
+def mistakes(config):
+    """Each bug beside the right version: some in training, most in sampling."""
+    experiment = Guided(config, steps=1000)
+    drops = {"right": partial(drop_captions, probability=0.1), "whole batches dropped": drop_whole_batches}
+    losses = {name: partial(loss_with_drop, drop) for name, drop in drops.items()}
+    networks = {n: experiment.train(n, experiment.new_network(), loss) for n, loss in losses.items()}
+    ancestral = {"sampler": SAMPLERS["ddpm"]}
+    versions = {
+        "right": ("right", at_scale(BEST), {}),
+        "whole batches dropped": ("whole batches dropped", at_scale(BEST), {}),
+        '"nothing" for empty': ("right", partial(against_nothing, experiment), {}),
+        "s = 3 taken for w": ("right", at_scale(BEST + 1), {}),
+        "w = 0 taken for s": ("right", at_scale(0), {}),
+        "right, ancestral": ("right", at_scale(BEST), ancestral),
+        "variance guided, ancestral": ("right", variance_guided_too, ancestral),
+    }
+    shown = {}
+    for name, (trained, denoiser_for, settings) in versions.items():
+        experiment.network = networks[trained]
+        experiment.row(partial(experiment.measure, **settings), denoiser_for, mistake=name)
+        shown[name] = experiment.draw(PROMPTS, denoiser_for, **settings)
+    experiment.save_rows(shown)
+    experiment.save_losses(losses)
+
+
+EXPERIMENTS = {f.__name__: f for f in (guidance_curve, interval, samplers, drop_probability, mistakes)}
+
+if __name__ == "__main__":
+    run_command(lambda config: run_experiment(EXPERIMENTS, config), Config)
