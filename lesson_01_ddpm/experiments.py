@@ -83,7 +83,7 @@ def variances(config):
 
 
 def along_training(config):
-    """The loss flattens while the samples still get better: one training, looked at every 250 steps."""
+    """The loss flattens while the samples still get better: one training, looked at every 500 steps."""
     experiment = Experiment(LESSON, config)
     reference = reference_for(experiment.digits)
     folder = experiment.folder_of()
@@ -99,7 +99,7 @@ def along_training(config):
         network.load_state_dict(load_file(file))
         return quality(draw(network, config.num_samples, SHOWN_STEPS, config), reference)
 
-    experiment.train("right", new_network(config), loss_simple, keep, checkpoint_every=250)
+    experiment.train("right", new_network(config), loss_simple, keep, checkpoint_every=500)
     lines = {"FID": [], "1000 L_simple, validation": []}
     moments = [row for row in read_metrics(folder / "right" / "metrics.csv") if "validation_loss" in row]
     for moment, file in zip(moments, sorted(folder.glob("moments/*.safetensors"))):
