@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -12,7 +13,16 @@ from common.command import UserError, check_choice
 from common.data import load_splits
 from common.evaluation import evaluate
 from common.pictures import curves, label_grid
-from common.runs import ROOT, Run, describe_machine, make_folder, read_json, read_metrics, write_atomically
+from common.runs import (
+    ROOT,
+    Run,
+    describe_machine,
+    make_folder,
+    read_json,
+    read_metrics,
+    shipped_weights,
+    write_atomically,
+)
 from common.training import TrainConfig, train
 
 
@@ -34,18 +44,20 @@ class ExperimentConfig:
 class Experiment:
     """NAME.json, written anew after each row. Called again, it computes only the rows that are missing.
 
-    steps: of training, if config names none. settings: what else the numbers depend on, the weights for
-    example. Raises UserError if there is a table of other settings, which would be lost.
+    steps: of training, if config names none. weights_of: the lesson whose shipped weights are measured.
+    Raises UserError if there is a table of other settings or weights, which would be lost.
     """
 
-    def __init__(self, lesson, config, steps=4000, **settings):
+    def __init__(self, lesson, config, steps=4000, weights_of=None):
         self.lesson, self.config = lesson, replace(config, steps=config.steps or steps)
         self.digits, self.held_back = load_splits(config)
         folder = Path(config.out or ROOT / lesson / "results")
         make_folder(folder, "--out")
         self.path = folder / f"{config.name}.json"
         free = ("seed", "data_dir", "device", "out")
-        settings |= {k: v for k, v in asdict(self.config).items() if k not in free}
+        settings = {k: v for k, v in asdict(self.config).items() if k not in free}
+        if weights_of:
+            settings["weights"] = sha256(shipped_weights(weights_of).read_bytes()).hexdigest()[:16]
         self.content = {"settings": settings, "machine": describe_machine(), "rows": []}
         if self.path.exists():
             self.content = read_json(self.path)

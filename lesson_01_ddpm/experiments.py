@@ -66,8 +66,8 @@ def new_network(config):
 
 def variances(config):
     """Which fixed variance is better depends on the number of steps (Nichol & Dhariwal 2021, section 3.1)."""
-    network, _, facts = load_network(None, LESSON, rebuild)
-    experiment = Experiment(LESSON, config, weights=facts["command"])
+    network, _, _ = load_network(None, LESSON, rebuild)
+    experiment = Experiment(LESSON, config, weights_of=LESSON)
     reference, lines = reference_for(experiment.digits), {}
 
     def measure(variance, steps):
@@ -142,8 +142,8 @@ def ema(config):
 
 def neighbours(config):
     """Samples are not training digits: they are as far from them as unseen digits are."""
-    network, _, facts = load_network(None, LESSON, rebuild)
-    experiment = Experiment(LESSON, config, weights=facts["command"])
+    network, _, _ = load_network(None, LESSON, rebuild)
+    experiment = Experiment(LESSON, config, weights_of=LESSON)
     seen, unseen = experiment.digits, experiment.held_back
     samples = draw(network, config.num_samples, SHOWN_STEPS, config).clamp(-1, 1)
 

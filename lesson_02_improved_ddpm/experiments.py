@@ -87,8 +87,8 @@ def objectives(config):
 
 def few_steps(config):
     """Nichol & Dhariwal 2021, figure 8: learned variance holds at few steps, and below 50 DDIM is better."""
-    network, diffusion, facts = load_network(None, LESSON, rebuild)
-    experiment = Experiment(LESSON, config, weights=facts["command"])
+    network, diffusion, _ = load_network(None, LESSON, rebuild)
+    experiment = Experiment(LESSON, config, weights_of=LESSON)
     reference = reference_for(experiment.digits)
     samplers = {
         "fixed small": partial(ddpm.ddpm_sample, log_variance=ddpm.fixed_small),
@@ -111,8 +111,8 @@ def few_steps(config):
 
 def lesson_1_bits(config):
     """Ho et al. 2020 sample well with either variance; as a code one of them is better."""
-    network, diffusion, facts = load_network(None, "lesson_01_ddpm", lesson_1.rebuild)
-    experiment = Experiment(LESSON, config, weights=facts["command"])
+    network, diffusion, _ = load_network(None, "lesson_01_ddpm", lesson_1.rebuild)
+    experiment = Experiment(LESSON, config, weights_of="lesson_01_ddpm")
     bars = {}
     for variance in (ddpm.fixed_small, ddpm.fixed_large):
         measure = partial(bits_of, network, diffusion, experiment, log_variance=variance)
@@ -123,8 +123,8 @@ def lesson_1_bits(config):
 
 def gradient_noise(config):
     """Nichol & Dhariwal 2021, figure 5: importance sampling of t makes the gradient of L_vlb less noisy."""
-    network, diffusion, facts = load_network(None, LESSON, rebuild)
-    experiment = Experiment(LESSON, config, weights=facts["command"])
+    network, diffusion, _ = load_network(None, LESSON, rebuild)
+    experiment = Experiment(LESSON, config, weights_of=LESSON)
     digits = experiment.digits
     network.requires_grad_(True)
     loss = ImportanceSampled(loss_vlb, diffusion, HISTORY)

@@ -15,8 +15,8 @@ from lesson_01_ddpm.diffusion import clip
 def classifier_gradient(classifier, y, scale=1.0):
     """scale * grad log p(y | x_t) with respect to x_t, as a function (x_t, t) -> [N, C, H, W].
 
-    classifier: (x_t, t) -> logits [N, K]. y: the classes wanted, int64 [N]. scale: above 1, p(y | x_t) counts
-    as if to that power: surer of y, and less diverse.
+    classifier: (x_t, t) -> logits [N, K]. y: the classes wanted, int64 [N]. scale: above 1 the
+    samples are surer of y, and less diverse.
     """
 
     def gradient(x_t, t):

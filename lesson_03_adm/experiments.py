@@ -34,7 +34,7 @@ from lesson_03_adm.train_mnist import NETWORK, denoiser_of_classes
 LESSON = "lesson_03_adm"
 SHOWN_STEPS = 100  # of the samples that are compared
 SCALES = (0, 0.5, 1, 2, 3, 5, 10)  # of classifier guidance
-# What ADM changed, from lesson 2's UNet (with classes) to lesson 3's
+# What ADM changed, from lesson 2's UNet (with classes) on; lesson 3 leaves out the attention at 16
 PLAIN = replace(
     NETWORK, attention_resolutions=(8,), num_head_channels=None, scale_shift_norm=False, resblock_updown=False
 )
@@ -42,7 +42,7 @@ CHANGES = {
     "AdaGN": {"scale_shift_norm": True},
     "attention at 16, 8, 4": {"attention_resolutions": (16, 8, 4)},
     "heads of 32": {"num_head_channels": 32},
-    "BigGAN up/down": {"resblock_updown": True},
+    "BigGAN up and down": {"resblock_updown": True},
 }
 
 
@@ -103,14 +103,14 @@ def cost(settings, config, batch=64, times=7):
 
 
 def ablation(config):
-    """Dhariwal & Nichol 2021, tables 1 and 2: which change to the UNet is worth what."""
+    """Dhariwal & Nichol 2021, tables 1 to 3: which change to the UNet is worth what."""
     experiment = Experiment(LESSON, config)
     reference, shown = reference_for(experiment.digits), {}
 
     def measure(name, settings, steps):
         network = new_network(settings, config)
-        network = experiment.train(f"{name} {steps}", network, loss_of_classes, steps=steps)
-        shown[name] = draw(network, 20, config)
+        network = experiment.train(f"{name}, {steps} steps", network, loss_of_classes, steps=steps)
+        shown.setdefault(name, draw(network, 20, config))
         return with_classes(draw(network, config.num_samples, config), reference)
 
     costs = {name: experiment.row(cost, settings, config, cost=name) for name, settings in variants().items()}
@@ -120,7 +120,7 @@ def ablation(config):
         experiment.row(measure, name, settings, steps, network=name, at="equal steps", steps=steps)
         fewer = round(steps * cheapest / costs[name]["seconds_a_step"])
         experiment.row(measure, name, settings, fewer, network=name, at="equal time", steps=fewer)
-    if shown:
+    if len(shown) == len(costs):  # else the picture is there already
         experiment.save_rows(shown)
 
 
@@ -129,13 +129,18 @@ def loss_clean(classifier, x_0, label):
     return cross_entropy(classifier(x_0, torch.zeros_like(label)), label, reduction="none")
 
 
+def at_zero(classifier, x_t, t):
+    """Whoever has learned at t = 0 alone is asked there."""
+    return classifier(x_t, torch.zeros_like(t))
+
+
 def classifier_guidance(config):
     """Dhariwal & Nichol 2021, figure 4: with the scale, precision rises and diversity falls.
 
     The classifier must have learned on x_t: of one that knows clean digits only, the gradient leads nowhere.
     """
-    network, diffusion, facts = load_network(None, "lesson_02_improved_ddpm", lesson_2.rebuild)
-    experiment = Experiment(LESSON, config, steps=1000, weights=facts["command"])
+    network, diffusion, _ = load_network(None, "lesson_02_improved_ddpm", lesson_2.rebuild)
+    experiment = Experiment(LESSON, config, steps=1000, weights_of="lesson_02_improved_ddpm")
     reference, lines = reference_for(experiment.digits), {}
     few = diffusion.evenly(SHOWN_STEPS)
 
@@ -156,8 +161,9 @@ def classifier_guidance(config):
     for name, loss in losses.items():
         torch.manual_seed(config.seed)
         classifier = experiment.train(name, NoisyClassifier(), loss)
+        asked = classifier if name == "noisy" else partial(at_zero, classifier)
         for scale in SCALES:
-            row = experiment.row(measure, classifier, scale, classifier=name, scale=scale)
+            row = experiment.row(measure, asked, scale, classifier=name, scale=scale)
             lines.setdefault(f"FID, {name}", []).append((scale + 0.1, row["fid"]))
             lines.setdefault(f"digit right, {name}", []).append((scale + 0.1, row["digit_accuracy"]))
     experiment.save(curves(lines, "scale + 0.1", ""))
@@ -178,7 +184,7 @@ def mistakes(config):
     networks = {
         "right": new_network(NETWORK, config),
         "no zeros at the start": without_zeros(new_network(NETWORK, config)),
-        "a group a channel": new_network(replace(NETWORK, groups=16), config),
+        "16 groups": new_network(replace(NETWORK, groups=16), config),
     }
 
     def measure(network):

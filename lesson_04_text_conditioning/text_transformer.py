@@ -1,6 +1,6 @@
 """The text transformer: reads a caption once, gives the UNet one vector for the whole and one for each token.
 
-GLIDE's (Nichol et al. 2022, section 2.1 and the published code): pre-LayerNorm, no mask of any kind, a
+GLIDE's (Nichol et al. 2022, section 4.1 and the published code): pre-LayerNorm, no mask of any kind, a
 padding embedding for each position in place of what a causal mask or an attention mask would do.
 """
 

@@ -11,10 +11,10 @@ def dpm_solver_sample(diffusion, denoiser, x_T, generator=None, bound=clip):
     """Sample from x_T [N, C, H, W], a step per timestep of `diffusion`. Yields a Step for each.
     Deterministic.
 
-    Between two timesteps the ODE is solved exactly for a predicted x_0 that is linear in lambda = log(alpha /
-    sigma): through the prediction here and the one before. The first step has no prediction before it, and
-    the last goes to sigma = 0, infinitely far in lambda: these two take x_0 as constant. (`generator` is
-    there for the samplers' common form.)
+    Between two timesteps the predicted x_0 is taken as constant: at its value in the middle of the step, to
+    which the line through the prediction here and the one before leads, in lambda = log(alpha / sigma). The
+    first step has no prediction before it, and the last goes to sigma = 0, infinitely far in lambda: these
+    two take x_0 as it is here. (`generator` is there for the samplers' common form.)
     """
     alpha, sigma = diffusion.alpha_bar.sqrt(), (1 - diffusion.alpha_bar).sqrt()
     lambda_ = (alpha / sigma).log()

@@ -82,6 +82,17 @@ def test_every_parameter_learns(build, tokenizer):
     assert not idle
 
 
+@pytest.mark.parametrize("build", [BUILDERS["ddpm"], BUILDERS["adm"], BUILDERS["text"]], ids=["1", "3", "4"])
+def test_every_residual_branch_starts_at_zero(build, tokenizer):
+    network = build(tokenizer)
+    blocks = [module for module in network.modules() if hasattr(module, "conv_2")]
+    assert len(blocks) > 5 and not any(block.conv_2.weight.any() for block in blocks)
+    attentions = [
+        module for module in network.modules() if hasattr(module, "qkv") and hasattr(module, "norm")
+    ]
+    assert attentions and not any(attention.proj.weight.any() for attention in attentions)
+
+
 def test_output_starts_at_zero_and_has_the_right_shape():
     network = UNet(replace(LESSON_1, in_channels=3, out_channels=6))
     output = network(torch.randn(2, 3, 32, 32), torch.tensor([0, 999]))
