@@ -78,8 +78,8 @@ def variances(config):
         name = variance.__name__
         for steps in STEPS:
             row = experiment.row(measure, variance, steps, variance=name, steps=steps)
-            lines.setdefault(name, []).append((steps, row["fid"]))
-    experiment.save(curves(lines, "steps", "FID"))
+            lines.setdefault(name, []).append((steps, row["fid"] - row["fid_floor"]))
+    experiment.save(curves(lines, "steps", "FID above that of real digits"))
 
 
 def along_training(config):
