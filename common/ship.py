@@ -120,7 +120,8 @@ def table(lesson, start):
     picture = "sweep.png" if "sweep" in metrics else "samples.png"
     path = (ROOT / lesson / "results" / picture).relative_to(start)
     machine = metrics["machine"]
-    hardware = machine.get("gpu", f"{machine['cpu_threads']} CPU threads")
+    threads = machine["cpu_threads"]
+    hardware = machine.get("gpu", f"{threads} CPU thread{'s' * (threads > 1)}")
     note = f"`{metrics['command']}`: {metrics['minutes']:.1f} minutes of training on {hardware}, "
     note += f"{metrics['parameters']:,} parameters."
     return "\n".join([f"![samples]({path.as_posix()})", "", *lines, "", note])
