@@ -45,11 +45,13 @@ class Experiment:
     """NAME.json, written anew after each row. Called again, it computes only the rows that are missing.
 
     steps: of training, if config names none. weights_of: the lesson whose shipped weights are measured.
+    trainings: the name under which experiments share their trainings, if they do.
     Raises UserError if there is a table of other settings or weights, which would be lost.
     """
 
-    def __init__(self, lesson, config, steps=4000, weights_of=None):
+    def __init__(self, lesson, config, steps=4000, weights_of=None, trainings=None):
         self.lesson, self.config = lesson, replace(config, steps=config.steps or steps)
+        self.trainings = f"{trainings or config.name}_seed{config.seed}"
         self.digits, self.held_back = load_splits(config)
         folder = Path(config.out or ROOT / lesson / "results")
         make_folder(folder, "--out")
@@ -102,8 +104,7 @@ class Experiment:
 
     def folder_of(self, variant=""):
         """The run of a variant, or where those of all are."""
-        name = f"{self.config.name}_seed{self.config.seed}"
-        return Path("runs/experiments") / self.lesson / name / variant
+        return Path("runs/experiments") / self.lesson / self.trainings / variant
 
     def train(self, variant, network, loss, show=None, data=None, **settings):
         """Train for the steps of this experiment, in runs/experiments; returns the averaged network.

@@ -30,6 +30,7 @@ from lesson_01_ddpm.unet import UNet
 LESSON = "lesson_01_ddpm"
 SHOWN_STEPS = 100  # of the samples that are compared
 STEPS = (10, 25, 50, 100, 250, 1000)
+DECAYS = (0.0, 0.9, 0.99, 0.995, 0.999, 0.9995)  # of the averages that are compared
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,12 @@ def variances(config):
     experiment.save(curves(lines, "steps", "FID above that of real digits"))
 
 
-def along_training(config):
-    """The loss flattens while the samples still get better: one training, looked at every 500 steps."""
-    experiment = Experiment(LESSON, config)
-    reference = reference_for(experiment.digits)
-    folder = experiment.folder_of()
+def one_training(experiment):
+    """The training that `along_training` and `ema` measure: (averaged network, its `Averages`, the folder).
+
+    moments/ in that folder holds the averaged network's weights at every 500 steps.
+    """
+    config, folder = experiment.config, experiment.folder_of()
     (folder / "moments").mkdir(parents=True, exist_ok=True)
 
     def keep(network):
@@ -94,12 +96,22 @@ def along_training(config):
         save_file(network.state_dict(), folder / "moments" / f"{count:04d}.safetensors")
         return label_grid(draw(network, 16, 10, config))
 
+    network = new_network(config)
+    loss = Averages(network, DECAYS)
+    return experiment.train("right", network, loss, keep, checkpoint_every=500), loss, folder
+
+
+def along_training(config):
+    """The loss flattens while the samples still get better: one training, looked at every 500 steps."""
+    experiment = Experiment(LESSON, config, trainings="one_training")
+    reference = reference_for(experiment.digits)
+    folder = one_training(experiment)[-1]
+
     def measure(file):
         network = new_network(config).eval()
         network.load_state_dict(load_file(file))
         return quality(draw(network, config.num_samples, SHOWN_STEPS, config), reference)
 
-    experiment.train("right", new_network(config), loss_simple, keep, checkpoint_every=500)
     lines = {"FID": [], "1000 L_simple, validation": []}
     moments = [row for row in read_metrics(folder / "right" / "metrics.csv") if "validation_loss" in row]
     for moment, file in zip(moments, sorted(folder.glob("moments/*.safetensors"))):
@@ -132,11 +144,9 @@ class Averages(nn.Module):
 
 def ema(config):
     """What averaging the weights is worth, and what it costs to average too long or from the start."""
-    experiment, network = Experiment(LESSON, config), new_network(config)
-    decays = (0.0, 0.9, 0.99, 0.995, 0.999, 0.9995)
-    loss = Averages(network, decays)
-    with_warm_up = experiment.train("all", network, loss)
-    averages = {"0.995 with warm-up": with_warm_up} | dict(zip(map(str, decays), loss.averages))
+    experiment = Experiment(LESSON, config, trainings="one_training")
+    with_warm_up, loss, _ = one_training(experiment)
+    averages = {"0.995 with warm-up": with_warm_up} | dict(zip(map(str, DECAYS), loss.averages))
     compare(experiment, "decay", {name: partial(draw, net.eval()) for name, net in averages.items()})
 
 
