@@ -51,8 +51,12 @@ class Run:
     reference: metrics.csv of the run behind the lesson's shipped weights, if it is there.
     """
 
-    def __init__(self, lesson, config, data):
-        """Make the folder, or find the one to resume. data: the data set's name, which may not change."""
+    def __init__(self, lesson, config, data, keep=2):
+        """Make the folder, or find the one to resume.
+
+        data: the data set's name, which may not change. keep: so many of the newest checkpoints; None: all.
+        """
+        self.keep = keep
         self.info = {"lesson": lesson, "data": data, "config": dataclasses.asdict(config)}
         if config.resume:
             self.state_file = find_state(config.resume)
@@ -61,7 +65,7 @@ class Run:
             old = read_json(self.folder / "config.json")
             self.info["command"] = old["command"]
             if old["data"] != data:
-                raise UserError(f"--resume {self.folder}: trained on {old['data']} digits, now finds {data}")
+                raise UserError(f"--resume {self.folder}: trained on {old['data']}, now finds {data}")
         else:
             self.state_file = self.state = None
             self.folder = Path(config.out or f"runs/{lesson}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
@@ -107,14 +111,14 @@ class Run:
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def save(self, state, weights, metadata, best):
-        """Write a step's training state and EMA weights; keep the newest two, and the best weights."""
+        """Write a step's training state and EMA weights; keep the newest of them, and the best weights."""
         folder, name = self.folder / "checkpoints", f"step_{state['step']:07d}"
         facts = self.info | metadata | {"step": state["step"]}
         for file in [f"{name}.safetensors"] + ["best.safetensors"] * best:
             write_atomically(folder / file, lambda path: save_weights(path, weights, facts))
         self.state_file = folder / f"{name}.pt"
         write_atomically(self.state_file, lambda path: torch.save(state, path))
-        for old in sorted(folder.glob("step_*.pt"))[:-2]:
+        for old in sorted(folder.glob("step_*.pt"))[: -self.keep] if self.keep else []:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
 

@@ -23,8 +23,6 @@ from common.pictures import loss_curve
 
 @dataclass(frozen=True)
 class TrainConfig:
-    dataset: str = "auto"  # auto (MNIST if it can be had, else drawn digits), mnist or drawn
-    data_dir: str | None = None  # the folder above MNIST/raw; default $LESSONS_DATA, else a download to data/
     steps: int | None = None  # train so many steps; without --steps and --time-limit, the lesson's own budget
     time_limit: float | None = None  # train so many minutes; the learning rate decays with the time used
     batch_size: int = 64  # images a step
@@ -52,6 +50,12 @@ class TrainConfig:
     def at_most(self, n):
         """n, but 2 in a dry run."""
         return min(n, 2) if self.dry_run else n
+
+
+@dataclass(frozen=True)
+class DigitsConfig(TrainConfig):
+    dataset: str = "auto"  # auto (MNIST if it can be had, else drawn digits), mnist or drawn
+    data_dir: str | None = None  # the folder above MNIST/raw; default $LESSONS_DATA, else a download to data/
 
 
 def learning_rate_factor(step, progress, warmup=100):
@@ -146,31 +150,40 @@ class Trainer:
             while (progress := self.config.progress(self.step, self.minutes)) < 1:
                 before = time.monotonic()
                 row = self.train_step(progress)
-                row["images_per_second"] = self.config.batch_size / (time.monotonic() - before)
-                self.minutes = row["minutes"] = (time.monotonic() - started) / 60
+                row["images_per_second"] = self.images_a_step / (time.monotonic() - before)
+                self.minutes, caught = self.agree((time.monotonic() - started) / 60, signals.caught or 0)
+                row["minutes"] = self.minutes
                 done = self.config.progress(self.step, self.minutes) == 1
-                due = done or signals.caught or self.step % self.config.checkpoint_every == 0
+                due = done or caught or self.checkpoint_is_due()
                 if due:
                     row["validation_loss"] = self.validation_loss()
                 if self.run:
                     self.run.log(row)
                 self.report(bar, row)
                 if due and self.run:
-                    self.checkpoint(row["validation_loss"], show=not signals.caught)
-                if signals.caught:
-                    self.stop(signals.caught)
+                    self.checkpoint(row["validation_loss"], show=not caught)
+                if caught:
+                    self.stop(caught)
         return self.ema.network
+
+    @property
+    def images_a_step(self):
+        return self.config.batch_size
+
+    def agree(self, minutes, caught):
+        """The minutes and the signal that count: lesson 6 may train in several processes at once."""
+        return minutes, caught
+
+    def checkpoint_is_due(self):
+        return self.step % self.config.checkpoint_every == 0
 
     def train_step(self, progress):
         config, step = self.config, self.step
         torch.manual_seed(config.seed * 1_000_003 + step)
-        indices = batch_indices(step, len(self.data), config.batch_size, config.seed)
-        batch = [x.to(self.device) for x in self.data.batch(indices)]
+        indices = batch_indices(step, len(self.data), self.images_a_step, config.seed)
         self.network.train()
-        with autocast(self.device):
-            loss = self.loss(self.network, *batch).mean()
         self.optimizer.zero_grad()
-        loss.backward()
+        loss = self.backward(indices)
         grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
             self.give_up(loss.item(), grad_norm.item())
@@ -182,13 +195,24 @@ class Trainer:
         self.step += 1
         return {"step": self.step, "loss": loss.item(), "grad_norm": grad_norm.item(), "learning_rate": lr}
 
+    def backward(self, indices):
+        """Leave the gradients of a batch in the network's parameters; returns its loss."""
+        batch = [x.to(self.device) for x in self.data.batch(indices)]
+        with self.autocast():
+            loss = self.loss(self.network, *batch).mean()
+        loss.backward()
+        return loss.detach()
+
+    def autocast(self):
+        return autocast(self.device)
+
     @torch.no_grad()
     def validation_loss(self):
         """Loss of the averaged weights; t and noise are drawn from the same seed every time."""
         if self.validation is None:
             return math.nan
         torch.manual_seed(0)
-        with autocast(self.device):
+        with self.autocast():
             return self.loss(self.ema.network, *[x.to(self.device) for x in self.validation]).mean().item()
 
     def checkpoint(self, validation_loss, show):
@@ -198,7 +222,10 @@ class Trainer:
         figure = loss_curve(self.run.folder / "metrics.csv", self.run.reference)
         figure.savefig(self.run.folder / "loss.png")
         if show and self.show:  # whoever stops a run does not wait for pictures
-            self.show(self.ema.network).savefig(self.run.folder / "samples" / f"step_{self.step:07d}.png")
+            self.save_picture()
+
+    def save_picture(self):
+        self.show(self.ema.network).savefig(self.run.folder / "samples" / f"step_{self.step:07d}.png")
 
     def state(self):
         counters = {"step": self.step, "minutes": self.minutes, "best": self.best}

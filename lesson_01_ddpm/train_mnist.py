@@ -14,7 +14,7 @@ from common.evaluation import reference_for, report
 from common.pictures import label_grid
 from common.runs import Run, as_config, saved_config
 from common.sampling import sample_batches
-from common.training import TrainConfig, train
+from common.training import DigitsConfig, train
 from lesson_01_ddpm import diffusion as ddpm
 from lesson_01_ddpm.unet import UNet, UNetConfig
 
@@ -24,7 +24,7 @@ NETWORK = UNetConfig(channel_mult=(0.5, 1, 2, 2))
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(DigitsConfig):
     """Lesson 1: a diffusion model of handwritten digits."""
 
     sample_steps: int = 1000  # ancestral steps of the final picture

@@ -14,7 +14,7 @@ from common.evaluation import reference_for, report
 from common.pictures import label_grid
 from common.runs import Run, saved_config
 from common.sampling import sample_batches
-from common.training import TrainConfig, train
+from common.training import DigitsConfig, train
 from lesson_01_ddpm import train_mnist as lesson_1
 from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas, loss_at_random_t, loss_simple
 from lesson_01_ddpm.unet import UNet
@@ -29,7 +29,7 @@ LOSSES = {"simple": loss_simple, "hybrid": loss_hybrid, "vlb": loss_vlb}
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(DigitsConfig):
     """Lesson 2: a diffusion model of handwritten digits that learns its variance."""
 
     objective: str = "hybrid"  # simple (lesson 1's), hybrid, or vlb (the bound alone, t by importance)

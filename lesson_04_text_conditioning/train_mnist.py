@@ -15,7 +15,7 @@ from common.evaluation import reference_for, report
 from common.pictures import label_grid
 from common.runs import Run, saved_config
 from common.sampling import sample_batches
-from common.training import TrainConfig, train
+from common.training import DigitsConfig, train
 from lesson_01_ddpm.diffusion import loss_at_random_t
 from lesson_02_improved_ddpm.ddim import SAMPLERS
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
@@ -25,7 +25,7 @@ from lesson_04_text_conditioning.velocity import loss_velocity
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(DigitsConfig):
     """Lesson 4: a text-to-image model of coloured digits."""
 
     batch_size: int = 32  # images a step

@@ -32,8 +32,14 @@ class VelocityUNet(TextUNet):
         return torch.cat([eps_hat, output[:, c:]], 1)
 
 
+def loss_velocity_simple(diffusion, denoiser, x_0, t, noise):
+    """The squared error of the velocity, which is that of eps over alpha_bar: [N]."""
+    eps_hat = diffusion.ask(denoiser, diffusion.q_sample(x_0, t, noise), t)[:, : x_0.shape[1]]
+    return squared_error(eps_hat, noise) / diffusion.alpha_bar[t.cpu()].float().to(x_0.device)
+
+
 def loss_velocity(diffusion, denoiser, x_0, t, noise):
-    """L_hybrid with the squared error of the velocity, which is that of eps over alpha_bar: [N]."""
+    """L_hybrid with the squared error of the velocity in place of that of eps: [N]."""
     output = diffusion.ask(denoiser, diffusion.q_sample(x_0, t, noise), t)
     more = (1 / diffusion.alpha_bar - 1)[t.cpu()].float().to(x_0.device)
     return loss_hybrid(diffusion, lambda x_t, t: output, x_0, t, noise) + more * squared_error(output, noise)

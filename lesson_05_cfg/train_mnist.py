@@ -15,7 +15,7 @@ from common.evaluation import evaluate, in_words, reference_for
 from common.pictures import label_grid
 from common.runs import Run, saved_config
 from common.sampling import sample_batches
-from common.training import TrainConfig, train
+from common.training import DigitsConfig, train
 from lesson_01_ddpm.diffusion import loss_at_random_t
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_04_text_conditioning import captioned_mnist
@@ -29,7 +29,7 @@ SHOWN = 3  # the scale of the pictures along the way
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(DigitsConfig):
     """Lesson 5: a text-to-image model of coloured digits, trained so that it can be guided."""
 
     batch_size: int = 32  # images a step

@@ -1,0 +1,130 @@
+"""The trainer of the earlier lessons with what a larger network needs: several processes, micro-batches, a
+precision by choice, checkpoints by the clock.
+
+    torchrun --nproc-per-node 2 lesson_06_miniglide/train.py ...       the same flags, two GPUs
+"""
+
+import os
+import time
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from common.command import autocast
+from common.runs import find_state, load_state
+from common.training import Trainer
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def join_processes():
+    """(this process's number, how many there are) as torchrun says; (0, 1) without it."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return rank, world
+
+
+def first_alone(rank, world, prepare, *args):
+    """prepare(*args) in the first process, then in the others, which find what it has written."""
+    result = prepare(*args) if rank == 0 else None
+    if world > 1:
+        dist.barrier()
+    return result or prepare(*args)
+
+
+class WithLoss(nn.Module):
+    """A network and its loss as one module: DistributedDataParallel sees what goes through `forward`."""
+
+    def __init__(self, network, loss):
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def forward(self, *batch):
+        return self.loss(self.network, *batch).mean()
+
+
+class BigTrainer(Trainer):
+    """Trains with `config.batch_size` images at a time in each of `world` processes, `config.grad_accum`
+    times a step.
+
+    A step's images are drawn as for one process and dealt out, so that each is seen once an epoch. The first
+    process alone has a `run` and writes. pictures: averaged network -> figure, every `config.sample_every`
+    steps.
+    """
+
+    def __init__(self, network, loss, data, config, run, validation, metadata, pictures, rank=0, world=1):
+        super().__init__(network, loss, data, config, run, validation, metadata, pictures)
+        self.rank, self.world, self.last_checkpoint = rank, world, time.monotonic()
+        if rank > 0 and config.resume:
+            self.restore(load_state(find_state(config.resume)))
+        if config.activation_checkpointing:
+            checkpoint_activations(self.network)
+        if config.compile:
+            self.network.compile()
+        self.with_loss = WithLoss(self.network, loss)
+        if world > 1:
+            self.with_loss = DistributedDataParallel(self.with_loss)
+
+    @property
+    def images_a_step(self):
+        return self.config.batch_size * self.config.grad_accum * self.world
+
+    def backward(self, indices):
+        """Gradients of the mean over the images of all processes."""
+        torch.manual_seed(torch.initial_seed() + (self.rank << 32))  # each process its own t and noise
+        micro_batches = indices[self.rank :: self.world].split(self.config.batch_size)
+        total = 0.0
+        for i, part in enumerate(micro_batches):
+            batch = [x.to(self.device) for x in self.data.batch(part)]
+            last = i == len(micro_batches) - 1
+            wait = nullcontext() if last or self.world == 1 else self.with_loss.no_sync()
+            with wait:
+                with self.autocast():
+                    loss = self.with_loss(*batch) / len(micro_batches)
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def autocast(self):
+        if self.config.precision == "auto":
+            return autocast(self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def agree(self, minutes, caught):
+        """The largest of all processes, so that all take the same learning rate and stop at the same step."""
+        if self.world == 1:
+            return minutes, caught
+        both = torch.tensor([minutes, caught], dtype=torch.float64, device=self.device)
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+        return both[0].item(), int(both[1].item())
+
+    def checkpoint_is_due(self):
+        steps = self.config.checkpoint_every
+        by_clock = time.monotonic() - self.last_checkpoint >= self.config.checkpoint_time
+        return by_clock or (steps is not None and self.step % steps == 0)
+
+    def checkpoint(self, validation_loss, show):
+        super().checkpoint(validation_loss, show=False)
+        self.last_checkpoint = time.monotonic()
+
+    def train_step(self, progress):
+        row = super().train_step(progress)
+        if self.run and self.step % self.config.sample_every == 0:
+            self.save_picture()
+        return row
+
+
+def checkpoint_activations(network):
+    """Keep only the inputs of each block for the way back, where the rest is computed again: less memory, a
+    third more time (Chen et al. 2016)."""
+    unet = network.unet
+    for block in [*unet.down, unet.middle, *unet.up]:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

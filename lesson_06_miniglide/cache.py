@@ -1,0 +1,206 @@
+"""Images decoded once and kept on the disk as a memory map, which training reads as if it were in memory.
+
+A data set becomes a folder of four files:
+
+    settings.json    what the rest belongs to: size, way of resizing, state of the source
+    images.uint8     [N, size, size, 3]
+    chunks.jsonl     a line for each chunk of records that is done: captions, what was skipped, what converted
+    manifest.json    written last: counts, and by name all that was skipped or converted
+
+A build that is killed goes on behind its last whole line of chunks.jsonl. When the settings or the source
+change, it starts anew.
+"""
+
+import json
+import os
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from common.command import UserError, check_choice
+from common.runs import make_folder, read_json, write_atomically
+from lesson_06_miniglide.sources import NOT_DOWNLOADED, fingerprint, list_files, read_records
+
+CHUNK = 512  # records
+LONG_CAPTION = 1000  # characters
+TOLERATED = 0.05  # share of the records that may be broken
+BICUBIC = Image.Resampling.BICUBIC
+RESIZES = {
+    "squish": lambda image, size: image.resize((size, size), BICUBIC),
+    "crop": lambda image, size: ImageOps.fit(image, (size, size), BICUBIC),
+}
+UNUSUAL = {"L": "gray", "1": "black and white", "P": "palette", "CMYK": "CMYK", "I;16": "16 bits"}
+ORIENTATION = 0x0112  # of the EXIF tags
+
+
+def load_cache(
+    data_dir, size=64, resize="squish", dogs=False, limit=None, cache_dir=None, allow_broken=False
+):
+    """(images uint8 [N, size, size, 3] on the disk, captions [N]) of a data set, decoded now or before.
+
+    resize: "squish" to a square, or "crop" the middle. limit: take so many images, the first that are whole.
+    cache_dir: where the cache goes; default `data_dir`/.cache. Raises UserError if nothing is found, or if
+    more than 5 % of it is broken and `allow_broken` is not set.
+    """
+    check_choice("--resize", resize, RESIZES)
+    files = list_files(data_dir)
+    settings = {"size": size, "resize": resize, "dogs": dogs, "limit": limit, "source": fingerprint(files)}
+    name = f"{Path(data_dir).resolve().name}_{size}_{resize}" + f"_{limit}" * bool(limit)
+    folder = Path(cache_dir or Path(data_dir) / ".cache") / name
+    make_folder(folder, "--cache-dir")
+    begin(folder, settings)
+    if not (folder / "manifest.json").exists():
+        try:
+            build(folder, Path(data_dir), read_records(data_dir, files, dogs), settings)
+        except OSError as error:
+            raise UserError(f"--cache-dir {folder} cannot be written ({error.strerror})") from None
+    manifest = read_json(folder / "manifest.json")
+    check_broken(manifest, folder, data_dir, allow_broken)
+    captions = [caption for chunk in finished(folder) for caption in chunk["captions"]][: manifest["images"]]
+    return np.memmap(folder / "images.uint8", np.uint8, "r", shape=(len(captions), size, size, 3)), captions
+
+
+def begin(folder, settings):
+    """Keep what is in the folder if it belongs to these settings, else start anew."""
+    path = folder / "settings.json"
+    if path.exists() and read_json(path) == settings:
+        return
+    for name in ("manifest.json", "chunks.jsonl", "images.uint8"):
+        (folder / name).unlink(missing_ok=True)
+    write_atomically(path, lambda part: part.write_text(json.dumps(settings, indent=1)))
+
+
+def finished(folder):
+    """The chunks that are done; a line that was being written when the build was killed is not."""
+    path = folder / "chunks.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def build(folder, data_dir, records, settings):
+    """Decode what is not decoded yet, in a thread a core (Pillow works outside the interpreter's lock)."""
+    started, limit = time.monotonic(), settings["limit"] or len(records)
+    chunks = finished(folder)
+    done, count = sum(c["records"] for c in chunks), sum(len(c["captions"]) for c in chunks)
+    text = "".join(map(as_line, chunks))
+    write_atomically(folder / "chunks.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
+    with (
+        open(folder / "images.uint8", "ab") as images,
+        open(folder / "chunks.jsonl", "a", encoding="utf-8") as journal,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(records), initial=done, desc=f"decoding {data_dir.name}", unit="image") as bar,
+    ):
+        images.truncate(count * 3 * settings["size"] ** 2)  # off with what no line speaks of
+        for start in range(done, len(records), CHUNK):
+            if count >= limit:
+                break
+            batch = records[start : start + CHUNK]
+            decoded = pool.map(lambda record: decode(data_dir, record, settings), batch)
+            chunk = {"records": len(batch), "captions": [], "skipped": [], "converted": []}
+            for record, (image, notes) in zip(batch, decoded):
+                caption, caption_notes = tidy(record.caption)
+                if image is None:
+                    chunk["skipped"] += [(record.image, note) for note in notes]
+                    continue
+                images.write(image)
+                chunk["captions"].append(caption)
+                chunk["converted"] += [(record.image, note) for note in notes + caption_notes]
+            images.flush()  # before the line that speaks of them
+            journal.write(as_line(chunk))
+            journal.flush()
+            chunks.append(chunk)
+            count += len(chunk["captions"])
+            bar.update(len(batch))
+    counts = {"records": sum(c["records"] for c in chunks), "images": min(count, limit)}
+    counts["minutes"] = (time.monotonic() - started) / 60
+    names = {kind: by_note(pair for c in chunks for pair in c[kind]) for kind in ("skipped", "converted")}
+    text = json.dumps(settings | counts | names, indent=1, ensure_ascii=False)
+    write_atomically(folder / "manifest.json", lambda part: part.write_text(text, encoding="utf-8"))
+    print(in_words(counts | names))
+
+
+def as_line(chunk):
+    return json.dumps(chunk, ensure_ascii=False) + "\n"
+
+
+def decode(data_dir, record, settings):
+    """(RGB bytes of the resized image, what was unusual about it), or (None, why there is no image)."""
+    if record.problem:
+        return None, [record.problem]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(data_dir / record.image) as image:
+                image.draft(
+                    None, (2 * settings["size"],) * 2
+                )  # a large JPEG is decoded at a fraction of its size
+                notes = [UNUSUAL[image.mode]] if image.mode in UNUSUAL else []
+                if image.getexif().get(ORIENTATION, 1) != 1:
+                    notes.append("rotated by its EXIF")
+                    image = ImageOps.exif_transpose(image)
+                if image.has_transparency_data:
+                    notes.append("transparent")
+                return RESIZES[settings["resize"]](to_rgb(image), settings["size"]).tobytes(), notes
+    except Exception:  # Pillow raises many kinds for broken files
+        return None, ["broken, or no image"]
+
+
+def to_rgb(image):
+    """Transparency becomes white, 16 bits become 8."""
+    if image.mode.startswith("I"):
+        image = image.point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def tidy(caption):
+    """(the caption on one line, what was unusual about it). Any text is a caption, the empty one too."""
+    caption = " ".join(caption.split())
+    found = {
+        "empty caption": not caption,
+        "long caption": len(caption) > LONG_CAPTION,
+        "caption with other letters than ASCII": not caption.isascii(),
+    }
+    return caption, [note for note, applies in found.items() if applies]
+
+
+def by_note(pairs):
+    """(name, note) pairs -> note -> the names."""
+    names = {}
+    for name, note in pairs:
+        names.setdefault(note, []).append(name)
+    return names
+
+
+def in_words(manifest):
+    lines = [f"data: {manifest['images']} images from {manifest['records']} records"]
+    lines += [
+        f"{kind}: {len(v)} {note}" for kind in ("skipped", "converted") for note, v in manifest[kind].items()
+    ]
+    return "; ".join(lines)
+
+
+def check_broken(manifest, folder, data_dir, allow_broken):
+    """Raises UserError if there is no image, or too many are broken (one never downloaded is not)."""
+    broken = [
+        (names[0], len(names), note) for note, names in manifest["skipped"].items() if note != NOT_DOWNLOADED
+    ]
+    share = sum(count for _, count, _ in broken) / manifest["records"]
+    list_of_all = f"all are listed in {folder / 'manifest.json'}"
+    if not manifest["images"]:
+        raise UserError(
+            f"--data-dir {data_dir}: none of its {manifest['records']} images can be used; {list_of_all}"
+        )
+    if share > TOLERATED and not allow_broken:
+        first, _, note = broken[0]
+        raise UserError(
+            f"--data-dir {data_dir}: {share:.1%} of its records are broken (the first: {first}, {note}); "
+            f"{list_of_all}; --allow-broken takes the others"
+        )

@@ -1,0 +1,110 @@
+"""What lesson 6 trains on: images with captions, from a cache on the disk or drawn, tokenized once."""
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.command import UserError
+from common.data import to_float
+from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
+from lesson_06_miniglide import shapes
+from lesson_06_miniglide.cache import load_cache
+
+SIZE = 64  # pixels
+NUM_DRAWN = 20_000  # pictures of shapes
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    name: str  # of the data set
+    images: np.ndarray  # uint8 [M, size, size, 3], in memory or on the disk
+    rows: torch.Tensor  # int64 [N], which of the images
+    captions: list[str]  # different ones
+    caption_of: torch.Tensor  # int64 [M], index of each image's caption
+    tokens: torch.Tensor | None = None  # int32 [captions, context]
+    mask: torch.Tensor | None = None  # bool [captions, context]
+    flip: bool = False  # mirror each image every other time
+
+    def __len__(self):
+        return len(self.rows)
+
+    def batch(self, indices):
+        """x_0 float [B, 3, size, size] in [-1, 1], tokens and mask [B, context]."""
+        rows = self.rows[indices]
+        x_0 = to_float(torch.from_numpy(self.images[rows.numpy()])).permute(0, 3, 1, 2).contiguous()
+        if self.flip:
+            mirrored = torch.rand(len(x_0)) < 0.5
+            x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(3), x_0)
+        captions = self.caption_of[rows]
+        return x_0, self.tokens[captions], self.mask[captions]
+
+    def captions_of(self, indices):
+        return [self.captions[i] for i in self.caption_of[self.rows[indices]].tolist()]
+
+    def tokenized(self, tokenizer):
+        tokens, mask = tokenizer.encode(self.captions)
+        return replace(self, tokens=tokens.int(), mask=mask)
+
+    def split(self, fraction, seed=0):
+        """(for training, held back): a random share of the images is never trained on."""
+        order = self.rows[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))]
+        held_back = round(fraction * len(self))
+        return replace(self, rows=order[held_back:]), replace(self, rows=order[:held_back], flip=False)
+
+
+def captioned_images(name, images, captions, flip=False):
+    distinct = list(dict.fromkeys(captions))
+    place = {caption: i for i, caption in enumerate(distinct)}
+    caption_of = torch.tensor([place[caption] for caption in captions])
+    return CaptionedImages(name, images, torch.arange(len(images)), distinct, caption_of, flip=flip)
+
+
+def load_images(config):
+    """The data set that the flags name; drawn shapes if they name none. Raises UserError.
+
+    Photos are mirrored at random; shapes are not, for left is not right there.
+    """
+    if config.data_dir is None:
+        if config.dogs:
+            raise UserError(
+                "--dogs needs --data-dir, the folder above Images/; get the photos from "
+                "http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar"
+            )
+        print("data: drawn shapes (name a folder of images with --data-dir)")
+        return drawn_shapes(min(config.image_limit or NUM_DRAWN, NUM_DRAWN))
+    limit = None if config.dogs else config.image_limit
+    if config.dogs and config.image_limit:
+        print("data: --image-limit is not for --dogs, whose photos are all used")
+    images, captions = load_cache(
+        config.data_dir, SIZE, config.resize, config.dogs, limit, config.cache_dir, config.allow_broken
+    )
+    return captioned_images(Path(config.data_dir).resolve().name, images, captions, flip=True)
+
+
+def drawn_shapes(n, seed=0, held_out=False):
+    """n pictures of shapes, or of the pairs of colour and shape that are held out of training."""
+    rng = random.Random(seed)
+    scenes = [shapes.random_scene(rng, held_out) for _ in range(n)]
+    images = np.stack([shapes.draw(scene, rng) for scene in scenes])
+    return captioned_images("shapes", images, list(map(str, scenes)))
+
+
+def make_tokenizer(captions, text, vocabulary=None):
+    """A BPE of at most text.vocab_size tokens trained on the captions, or GPT-2's from a folder.
+
+    text: TextConfig. Prints how many captions are longer than text.context. Raises UserError.
+    """
+    if vocabulary is None:
+        tokenizer = CaptionTokenizer.train(captions, text.vocab_size, text.context)
+    else:
+        files = [Path(vocabulary) / name for name in ("encoder.json", "vocab.bpe")]
+        if missing := [file for file in files if not file.is_file()]:
+            raise UserError(f"--vocabulary {vocabulary} lacks {missing[0].name}; it takes GPT-2's two files")
+        tokenizer = CaptionTokenizer.from_gpt2_files(*files, text.context)
+    cut = sum(len(tokenizer.pieces(caption)) > text.context for caption in captions)
+    if cut:
+        print(f"captions: {cut} of {len(captions)} are cut after {text.context} tokens")
+    return tokenizer

@@ -1,0 +1,136 @@
+"""The networks of lesson 6, and where their parameters are: python lesson_06_miniglide/presets.py
+
+tiny     for two CPU cores: patches of 2x2 pixels, most of the work at 16x16 and 8x8
+report   what the report of miniGLIDE describes; it calls this 1.5 million parameters
+glide    the published GLIDE (Nichol et al. 2022)
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import tyro
+
+from common.command import UserError, check_choice, run_command
+from common.runs import as_config
+from lesson_01_ddpm.diffusion import GaussianDiffusion
+from lesson_02_improved_ddpm.schedules import cosine_betas
+from lesson_03_adm.adm_unet import ADMConfig
+from lesson_04_text_conditioning.text_transformer import TextConfig
+from lesson_04_text_conditioning.text_unet import TextUNet
+from lesson_06_miniglide.patches import PATCH, PatchVelocityUNet
+
+GPT2_VOCABULARY = 50_257
+GLIDE = ADMConfig(
+    image_size=64,
+    in_channels=3,
+    out_channels=6,
+    num_channels=192,
+    channel_mult=(1, 2, 3, 4),
+    num_res_blocks=3,
+    attention_resolutions=(32, 16, 8),
+    num_head_channels=64,
+    groups=32,
+)
+GLIDE_TEXT = TextConfig(GPT2_VOCABULARY, context=128, width=512, layers=16, heads=8)
+TINY = ADMConfig(
+    image_size=64 // PATCH,
+    in_channels=3 * PATCH**2,
+    out_channels=6 * PATCH**2,
+    num_channels=24,
+    channel_mult=(1, 2, 3),
+    attention_resolutions=(16, 8),
+    num_head_channels=24,
+    groups=8,
+)
+TINY_TEXT = TextConfig(1000, context=24, width=64, layers=2, heads=4)
+PRESETS = {
+    "tiny": (PatchVelocityUNet, TINY, TINY_TEXT),
+    "report": (TextUNet, replace(GLIDE, num_channels=96, num_head_channels=32), GLIDE_TEXT),
+    "glide": (TextUNet, GLIDE, GLIDE_TEXT),
+}
+
+
+def new_network(preset, network, text, alpha_bar):
+    """The network of a preset's kind with these settings (ADMConfig, TextConfig).
+
+    alpha_bar: [T] of the process, for kinds that predict a velocity. Raises ValueError if channels and heads
+    or channels and groups do not fit together.
+    """
+    kind = PRESETS[preset][0]
+    return kind(network, text, alpha_bar) if kind is PatchVelocityUNet else kind(network, text)
+
+
+def settings_of(config):
+    """(ADMConfig, TextConfig) of the preset with what flags change. Raises UserError if they do not fit."""
+    _, network, text = PRESETS[config.preset]
+    network = changed(
+        network,
+        num_channels=config.num_channels,
+        num_head_channels=config.num_head_channels,
+        num_res_blocks=config.num_res_block,
+    )
+    text = changed(text, width=config.xf_width, layers=config.xf_layers, heads=config.xf_heads)
+    if config.no_vlb:
+        network = replace(network, out_channels=network.out_channels // 2)  # no variance to learn
+    try:
+        with torch.device("meta"):
+            new_network(config.preset, network, text, torch.ones(1))
+    except ValueError as error:
+        raise UserError(
+            f"{error}; change --num-channels, --num-head-channels, --xf-width or --xf-heads"
+        ) from None
+    return network, text
+
+
+def changed(settings, **flags):
+    return replace(settings, **{name: value for name, value in flags.items() if value is not None})
+
+
+def new_diffusion(timesteps):
+    return GaussianDiffusion(cosine_betas(timesteps))
+
+
+def rebuild(facts):
+    """(network, diffusion) of a checkpoint's facts."""
+    diffusion = new_diffusion(facts["config"]["timesteps"])
+    network, text = as_config(ADMConfig, facts["network"]), as_config(TextConfig, facts["text"])
+    return new_network(facts["config"]["preset"], network, text, diffusion.alpha_bar), diffusion
+
+
+def budget(network):
+    """component -> parameters of a TextUNet."""
+    unet, text = network.unet, network.text
+    attention = [m for m in unet.modules() if hasattr(m, "text_kv")]
+    parts = {
+        "token embeddings": text.token_embedding,
+        "text transformer": text,
+        "text's keys and values": torch.nn.ModuleList(m.text_kv for m in attention),
+        "attention of pixels": torch.nn.ModuleList(attention),
+        "the rest of the UNet": unet,
+    }
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    counts["text transformer"] -= counts["token embeddings"]
+    counts["the rest of the UNet"] -= counts["attention of pixels"]
+    counts["attention of pixels"] -= counts["text's keys and values"]
+    return counts | {"in all": sum(p.numel() for p in network.parameters())}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Print where the parameters of the presets are."""
+
+    preset: tyro.conf.Positional[str | None] = None  # tiny, report or glide; default all
+
+
+def main(config):
+    check_choice("preset", config.preset or "tiny", PRESETS)
+    names = [config.preset] if config.preset else list(PRESETS)
+    with torch.device("meta"):  # shapes without memory
+        budgets = [budget(new_network(n, *PRESETS[n][1:], torch.ones(1000))) for n in names]
+    print(f"{'':24}" + "".join(f"{name:>14}" for name in names))
+    for part in budgets[0]:
+        print(f"{part:24}" + "".join(f"{counts[part]:14,}" for counts in budgets))
+
+
+if __name__ == "__main__":
+    run_command(main, Config)
