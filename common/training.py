@@ -129,6 +129,8 @@ def train(network, loss, data, config, run=None, validation=None, metadata=None,
 
 
 class Trainer:
+    quiet = False  # no progress bar
+
     def __init__(self, network, loss, data, config, run, validation, metadata, show):
         self.loss, self.data, self.config, self.run = loss, data, config, run
         self.validation, self.metadata, self.show = validation, metadata, show
@@ -145,7 +147,7 @@ class Trainer:
 
     def train(self):
         started = time.monotonic() - 60 * self.minutes
-        bar = tqdm(total=100, bar_format="{desc} |{bar:30}| {n:.0f}% {postfix}")
+        bar = tqdm(total=100, disable=self.quiet, bar_format="{desc} |{bar:30}| {n:.0f}% {postfix}")
         with StopSignals() as signals, bar:
             while (progress := self.config.progress(self.step, self.minutes)) < 1:
                 before = time.monotonic()
@@ -216,7 +218,7 @@ class Trainer:
             return self.loss(self.ema.network, *[x.to(self.device) for x in self.validation]).mean().item()
 
     def checkpoint(self, validation_loss, show):
-        best, self.best = validation_loss <= self.best, min(validation_loss, self.best)
+        best, self.best = validation_loss <= self.best, min(self.best, validation_loss)  # NaN never is
         facts = self.metadata | {"validation_loss": validation_loss, "minutes": self.minutes}
         self.run.save(self.state(), self.ema.network.state_dict(), facts, best)
         figure = loss_curve(self.run.folder / "metrics.csv", self.run.reference)

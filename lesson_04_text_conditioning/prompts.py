@@ -40,10 +40,12 @@ def read_prompts(path):
     return prompts
 
 
-def sample_prompts(config, lesson, samplers, denoiser_for):
+def sample_prompts(
+    config, lesson, samplers, denoiser_for, rebuild=captioned_mnist.rebuild, shape=captioned_mnist.IMAGE_SHAPE
+):
     """Draw every prompt and write config.out. denoiser_for: as `denoiser_of_prompts` takes it."""
     prompts = config.prompts()
-    sampler, network, facts = load_for_sampling(config, lesson, samplers, captioned_mnist.rebuild)
+    sampler, network, facts = load_for_sampling(config, lesson, samplers, rebuild)
     tokenizer = captioned_mnist.tokenizer_of(facts)
     distinct = list(dict.fromkeys(prompts))
     for prompt in distinct:
@@ -53,4 +55,4 @@ def sample_prompts(config, lesson, samplers, denoiser_for):
     same = len(prompts) == len(distinct) * (each := len(prompts) // len(distinct)) and each > 1
     labels = {"row_labels": [prompt[:60] for prompt in distinct]} if same and each <= 16 else {}
     columns = each if labels else 8
-    write_samples(config, sampler, denoiser_of, captioned_mnist.IMAGE_SHAPE, prompts, columns, **labels)
+    write_samples(config, sampler, denoiser_of, shape, prompts, columns, **labels)

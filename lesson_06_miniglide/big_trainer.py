@@ -62,6 +62,7 @@ class BigTrainer(Trainer):
 
     def __init__(self, network, loss, data, config, run, validation, metadata, pictures, rank=0, world=1):
         super().__init__(network, loss, data, config, run, validation, metadata, pictures)
+        self.quiet = rank > 0
         self.rank, self.world, self.last_checkpoint = rank, world, time.monotonic()
         if rank > 0 and config.resume:
             self.restore(load_state(find_state(config.resume)))

@@ -19,6 +19,7 @@ from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_04_text_conditioning.text_unet import TextUNet
 from lesson_06_miniglide.patches import PATCH, PatchVelocityUNet
 
+IMAGE_SHAPE = (3, 64, 64)
 GPT2_VOCABULARY = 50_257
 GLIDE = ADMConfig(
     image_size=64,

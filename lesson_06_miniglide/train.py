@@ -26,10 +26,9 @@ from lesson_05_cfg.dpm_solver import dpm_solver_sample
 from lesson_05_cfg.guidance import drop_captions, guided
 from lesson_06_miniglide.big_trainer import PRECISIONS, BigTrainer, first_alone, join_processes
 from lesson_06_miniglide.captioned_images import load_images, make_tokenizer
-from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
+from lesson_06_miniglide.presets import IMAGE_SHAPE, PRESETS, new_diffusion, new_network, settings_of
 
 LESSON = "lesson_06_miniglide"
-IMAGE_SHAPE = (3, 64, 64)
 SCALES = (1, 3, 6)  # of guidance, of the pictures along the way
 # What --defaults stands for.
 ORIGINAL = {"preset": "report", "epochs": 100, "batch_size": 8, "learning_rate": 1e-4, "timesteps": 100}
@@ -150,7 +149,7 @@ def main(config):
             for scale in SCALES
         ]
         names = [f"s = {scale}" for scale in SCALES]
-        return label_grid(torch.cat(rows), row_labels=names, column_labels=prompts)
+        return label_grid(torch.cat(rows), len(prompts), row_labels=names, column_labels=prompts)
 
     if config.epochs:
         steps = math.ceil(config.epochs * len(images) / (config.batch_size * config.grad_accum * world))
@@ -161,7 +160,8 @@ def main(config):
     )
     network = trainer.train()
     if run:
-        numbers = {"steps": trainer.step, "validation_loss": trainer.best, "images": len(images)}
+        best = trainer.best if validation else None
+        numbers = {"steps": trainer.step, "images": len(images), "best_validation_loss": best}
         run.finish(numbers, "samples.png", pictures(network))
 
 

@@ -1,0 +1,258 @@
+"""Lesson 6's presets and its trainer: sizes, micro-batches, two processes, memory, resuming after kill -9."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from common.command import UserError
+from common.runs import Run, load_weights, read_json
+from lesson_02_improved_ddpm.variational_bound import loss_hybrid
+from lesson_04_text_conditioning.text_transformer import TextConfig
+from lesson_06_miniglide.big_trainer import BigTrainer, checkpoint_activations
+from lesson_06_miniglide.patches import PatchUNet
+from lesson_06_miniglide.presets import (
+    PRESETS,
+    TINY,
+    TINY_TEXT,
+    budget,
+    new_diffusion,
+    new_network,
+    settings_of,
+)
+from lesson_06_miniglide.train import Config
+from tests.conftest import ROOT
+from tests.test_training import assert_same, final_state
+
+SMALL = replace(TINY, num_channels=8, num_head_channels=8)
+SMALL_TEXT = TextConfig(300, context=4, width=16, layers=1, heads=2)
+
+
+def small_network():
+    """With weights that are zero at the start filled in, so that all gradients can be seen."""
+    torch.manual_seed(0)
+    network = PatchUNet(SMALL, SMALL_TEXT)
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    return network
+
+
+class Noised:
+    """Images that come with their own t and noise, so that no generator decides what a process sees."""
+
+    def __len__(self):
+        return 40
+
+    def batch(self, indices):
+        parts = [torch.Generator().manual_seed(i) for i in indices.tolist()]
+        x_0 = torch.stack([torch.randn(3, 64, 64, generator=g) for g in parts]).clamp(-1, 1)
+        noise = torch.stack([torch.randn(3, 64, 64, generator=g) for g in parts])
+        return x_0, indices * 20, noise, indices[:, None].expand(-1, 4)
+
+
+def at_given_t(network, x_0, t, noise, tokens):
+    text = network.encode_text(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    return loss_hybrid(new_diffusion(1000), lambda x_t, t: network(x_t, t, text), x_0, t, noise)
+
+
+# -- networks ------------------------------------------------------------------------------------------------
+
+
+def test_parameters_of_the_presets():
+    with torch.device("meta"):
+        counts = {n: budget(new_network(n, *PRESETS[n][1:], torch.ones(1))) for n in PRESETS}
+    assert counts["report"]["in all"] == 156_947_494  # what miniGLIDE's notebooks print
+    assert counts["glide"]["in all"] == 385_030_726  # the published GLIDE
+    assert counts["tiny"]["in all"] <= 1_600_000 and TINY_TEXT.vocab_size <= 2000
+    for count in counts.values():
+        assert sum(count.values()) == 2 * count["in all"]
+
+
+def test_patches_lose_nothing():
+    """A patch's pixels go through the network inside as its channels, and come out where they went in."""
+    network = small_network()
+    network.unet.forward = lambda x, t, embedding, context: torch.cat([x, -x], 1)[:, [*range(0, 24)]]
+    x_t = torch.randn(2, 3, 64, 64)
+    output = network(
+        x_t, torch.zeros(2).long(), network.encode_text(torch.zeros(2, 4).long(), torch.ones(2, 4) > 0)
+    )
+    assert output.shape == (2, 6, 64, 64)
+    assert torch.equal(output[:, :3], x_t) and torch.equal(output[:, 3:], -x_t)
+
+
+def test_flags_change_the_preset_and_are_checked():
+    network, text = settings_of(
+        Config(preset="report", num_channels=64, num_res_block=1, xf_layers=2, no_vlb=True)
+    )
+    assert (network.num_channels, network.num_res_blocks, text.layers, network.out_channels) == (64, 1, 2, 3)
+    with pytest.raises(UserError, match=r"cut into heads of 36; change --num-channels"):
+        settings_of(Config(preset="report", num_head_channels=36))
+
+
+def test_activation_checkpointing_changes_no_gradient_and_saves_memory():
+    def run(checkpointed):
+        network, kept = small_network(), []
+        if checkpointed:
+            checkpoint_activations(network)
+        batch = Noised().batch(torch.arange(2))
+
+        def pack(tensor):
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = at_given_t(network, *batch).mean()
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in network.parameters()]), sum(kept)
+
+    (plain, all_kept), (again, fewer_kept) = run(False), run(True)
+    assert torch.allclose(plain, again, atol=1e-6)
+    assert fewer_kept < all_kept / 2
+
+
+# -- training ------------------------------------------------------------------------------------------------
+
+
+def close(a, b):
+    return (a - b).abs().max() <= 1e-4 * a.abs().max()
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch():
+    from tests.two_processes import gradients
+
+    whole = gradients(16, 1)
+    assert close(whole, gradients(8, 2)) and close(whole, gradients(4, 4))
+    assert not close(whole, gradients(8, 1))
+
+
+def torchrun(*command, cwd):
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*start, *map(str, command)], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path):
+    from tests.two_processes import gradients
+
+    torchrun("-m", "tests.two_processes", tmp_path, cwd=ROOT)
+    assert close(gradients(16, 1), torch.load(tmp_path / "gradients.pt"))
+
+
+@pytest.fixture
+def tiny_data(tmp_path):
+    from tests.test_lesson_06_data import picture, sidecar
+
+    for i in range(12):
+        sidecar(tmp_path / "data", f"{i:02}.png", picture(i), f"number {i}")
+    return tmp_path
+
+
+TRAIN = str(ROOT / "lesson_06_miniglide" / "train.py")
+FEW = [
+    "--data-dir",
+    "data",
+    "--num-channels",
+    "8",
+    "--num-head-channels",
+    "8",
+    "--xf-layers",
+    "1",
+    "--caption",
+    "a",
+]
+FEW += ["--batch-size", "2", "--steps", "4", "--checkpoint-every", "2", "--device", "cpu"]
+
+
+def test_two_processes_write_one_run_and_resume_it(tiny_data):
+    said = torchrun(TRAIN, *FEW, "--out", "whole", cwd=tiny_data)
+    assert said.count("run: whole") == 2  # first and last, of one process
+    whole = final_state(tiny_data / "whole")
+    for ending in ("pt", "safetensors"):
+        (tiny_data / "whole" / "checkpoints" / f"step_0000004.{ending}").unlink()
+    torchrun(TRAIN, "--continue-train", "whole", cwd=tiny_data)
+    again = final_state(tiny_data / "whole")
+    assert again["step"] == 4
+    assert_same(whole, again)
+
+
+def test_kill_9_and_resume_bit_for_bit(tiny_data):
+    def start(*flags):
+        command = [sys.executable, TRAIN, *flags]
+        return subprocess.Popen(
+            command, cwd=tiny_data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    whole = start(*FEW, "--out", "whole")
+    assert whole.communicate() and whole.returncode == 0
+    cut = start(*FEW, "--out", "cut")
+    while not (tiny_data / "cut" / "checkpoints" / "step_0000002.pt").exists() and cut.poll() is None:
+        time.sleep(0.005)
+    cut.send_signal(signal.SIGKILL)
+    cut.communicate()
+    assert not (tiny_data / "cut" / "checkpoints" / "step_0000004.pt").exists(), "killed too late"
+    resumed = start("--resume", "cut")
+    _, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert_same(final_state(tiny_data / "whole"), final_state(tiny_data / "cut"))
+
+
+def run_small(tmp_path, **settings):
+    config = Config(out=str(tmp_path / "run"), device="cpu", batch_size=2, learning_rate=1e-3, **settings)
+    run = Run("lesson_06_miniglide", config, "x", keep=3 if config.delcheck else None)
+    trainer = BigTrainer(small_network(), at_given_t, Noised(), config, run, None, {}, None)
+    trainer.train()
+    return sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*.pt"))
+
+
+def test_delcheck_keeps_the_newest_three_checkpoints(tmp_path):
+    settings = {"steps": 5, "checkpoint_every": 1}
+    assert len(run_small(tmp_path / "all", **settings)) == 5
+    assert run_small(tmp_path / "few", delcheck=True, **settings) == [f"step_000000{i}.pt" for i in (3, 4, 5)]
+
+
+def test_checkpoints_by_the_clock(tmp_path):
+    assert len(run_small(tmp_path / "often", steps=3, checkpoint_time=1e-6)) == 3
+    assert len(run_small(tmp_path / "seldom", steps=3, checkpoint_time=1e6)) == 1  # the last
+
+
+def test_the_samples_need_only_the_checkpoint(tiny_data):
+    done = subprocess.run(
+        [
+            sys.executable,
+            TRAIN,
+            *FEW,
+            "--epochs",
+            "1",
+            "--steps",
+            "99",
+            "--no-vlb",
+            "--timesteps",
+            "50",
+            "--out",
+            "r",
+        ],
+        cwd=tiny_data,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    _, facts = load_weights(tiny_data / "r", "lesson_06_miniglide")
+    assert facts["step"] == 6  # 12 images in batches of 2, once
+    assert read_json(tiny_data / "r" / "metrics.json")["images"] == 12
+    sample = [
+        sys.executable,
+        str(ROOT / "lesson_06_miniglide" / "sample.py"),
+        "--checkpoint",
+        "r",
+        "--steps",
+        "3",
+    ]
+    done = subprocess.run([*sample, "--prompt", "number 3"], cwd=tiny_data, capture_output=True, text=True)
+    assert done.returncode == 0 and (tiny_data / "samples.png").exists(), done.stderr
