@@ -54,11 +54,19 @@ def reference_for(digits):
     return mnist_reference() if digits.name == "mnist" else reference_of(digits)
 
 
-def as_features():
+def as_features(width=NUM_FEATURES):
     """A feature extractor for torchmetrics that is handed features."""
     extractor = nn.Identity()
-    extractor.num_features = NUM_FEATURES
+    extractor.num_features = width
     return extractor
+
+
+def fid_between(real, fake):
+    """Fréchet distance of two sets of features [N >= 2, width]."""
+    metric = FrechetInceptionDistance(feature=as_features(real.shape[1]))
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    return metric.compute().item()
 
 
 def fid(features, reference):
@@ -73,14 +81,18 @@ def fid(features, reference):
 
 
 def kid(features, reference):
+    return kid_between(reference.features, features)
+
+
+def kid_between(real, fake):
     """Kernel distance (Bińkowski et al. 2018), unbiased: mean over subsets, may fall below 0."""
-    size = min(1000, len(features), len(reference.features))
+    size = min(1000, len(fake), len(real))
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        metric = KernelInceptionDistance(feature=as_features(), subsets=20, subset_size=size)
-        metric.update(reference.features, real=True)
-        metric.update(features, real=False)
+        metric = KernelInceptionDistance(feature=as_features(real.shape[1]), subsets=20, subset_size=size)
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
         return metric.compute()[0].item()
 
 

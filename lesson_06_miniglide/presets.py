@@ -1,8 +1,10 @@
-"""The networks of lesson 6, and where their parameters are: python lesson_06_miniglide/presets.py
+"""The networks of lesson 6, and where their parameters are.
 
-tiny     for two CPU cores: patches of 2x2 pixels, most of the work at 16x16 and 8x8
-report   what the report of miniGLIDE describes; it calls this 1.5 million parameters
-glide    the published GLIDE (Nichol et al. 2022)
+    tiny     for two CPU cores: patches of 2x2 pixels, most of the work at 16x16 and 8x8
+    report   what the report of miniGLIDE describes; it calls this 1.5 million parameters
+    glide    the published GLIDE (Nichol et al. 2022)
+
+`python lesson_06_miniglide/presets.py` prints the table.
 """
 
 from dataclasses import dataclass, replace

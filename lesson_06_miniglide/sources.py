@@ -1,15 +1,19 @@
-"""Where images and their captions come from: four layouts of folders, each read into the same records.
+"""Where images and their captions come from: five layouts of folders, each read into the same records.
 
-img2dataset   <shard>/<key>.jpg beside <key>.json with caption, status, key       (SBU captions)
-dogs          Images/<wnid>-<Breed>/*.jpg, the breed is the caption               (Stanford Dogs)
-imagefolder   metadata.jsonl or metadata.csv with file_name and text              (Hugging Face)
-sidecars      name.jpg beside name.txt, which holds the caption
+    img2dataset   <shard>/<key>.jpg beside <key>.json with caption, status, key       (SBU captions)
+    dogs          Images/<wnid>-<Breed>/*.jpg, the breed is the caption               (Stanford Dogs)
+    coco          captions_*.json beside the images, each image's first caption       (MS COCO)
+    imagefolder   metadata.jsonl or metadata.csv with file_name and text              (Hugging Face)
+    sidecars      name.jpg beside name.txt, which holds the caption
+
+No image is opened here.
 """
 
 import csv
 import json
 import os
 import re
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -36,19 +40,11 @@ def read_records(folder, files, dogs=False):
     files: `list_files` of the folder. dogs: take it as Stanford Dogs, whatever it looks like. Raises
     UserError if the folder is in none of the layouts.
     """
-    for layout in [read_dogs] if dogs else [read_dogs, read_imagefolder, read_img2dataset, read_sidecars]:
-        if records := layout(folder, files):
+    for read in [read_dogs] if dogs else LAYOUTS:
+        if records := read(folder, files):
             return records
-    wanted = "Images/<wnid>-<Breed>/*.jpg" if dogs else "; ".join(LAYOUTS)
+    wanted = LAYOUTS[read_dogs] if dogs else "; ".join(LAYOUTS.values())
     raise UserError(f"--data-dir {folder} holds no images with captions; looked for {wanted}")
-
-
-LAYOUTS = (
-    "Images/<wnid>-<Breed>/*.jpg (Stanford Dogs)",
-    "metadata.jsonl or .csv with file_name and text",
-    "<shard>/<key>.json beside <key>.jpg (img2dataset)",
-    "name.txt beside name.jpg",
-)
 
 
 def list_files(folder):
@@ -86,6 +82,24 @@ def read_dogs(folder, files):
         *_, parent, name = ["", "", *path.split("/")]
         if (breed := BREED.fullmatch(parent)) and name.lower().endswith(IMAGE_ENDINGS):
             records.append(Record(path, breed[1].replace("_", " ")))
+    return records
+
+
+def read_coco(folder, files):
+    """val2017/000000000139.jpg, and its captions in annotations/captions_val2017.json or elsewhere beside."""
+    place = {path.rpartition("/")[2]: path for path in files if path.lower().endswith(IMAGE_ENDINGS)}
+    records = []
+    for path in files:
+        if fnmatch(path.rpartition("/")[2], "captions_*.json"):
+            try:
+                content = json.loads((Path(folder) / path).read_bytes())
+                captions = {row["image_id"]: row["caption"] for row in reversed(content["annotations"])}
+                for row in content["images"]:
+                    name, caption = row["file_name"], captions.get(row["id"], "")
+                    problem = None if name in place else "its image is missing"
+                    records.append(Record(place.get(name, name), caption, problem))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"--data-dir: {path} is not in the layout of MS COCO ({error!r})") from None
     return records
 
 
@@ -152,3 +166,12 @@ def read_sidecars(folder, files):
                 problem = None
             records.append(Record(path, caption, problem))
     return records
+
+
+LAYOUTS = {  # looked for in this order
+    read_dogs: "Images/<wnid>-<Breed>/*.jpg (Stanford Dogs)",
+    read_coco: "captions_*.json (MS COCO)",
+    read_imagefolder: "metadata.jsonl or .csv with file_name and text",
+    read_img2dataset: "<shard>/<key>.json beside <key>.jpg (img2dataset)",
+    read_sidecars: "name.txt beside name.jpg",
+}

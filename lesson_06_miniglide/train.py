@@ -16,19 +16,16 @@ from tyro.conf import arg
 from common.command import check_choice, run_command
 from common.pictures import label_grid
 from common.runs import Run, saved_config
-from common.sampling import sample_batches
 from common.training import TrainConfig
 from lesson_01_ddpm.diffusion import loss_at_random_t, loss_simple
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
-from lesson_04_text_conditioning.captioned_mnist import denoiser_of_prompts
 from lesson_04_text_conditioning.velocity import loss_velocity, loss_velocity_simple
-from lesson_05_cfg.dpm_solver import dpm_solver_sample
-from lesson_05_cfg.guidance import drop_captions, guided
+from lesson_05_cfg.guidance import drop_captions
 from lesson_06_miniglide.big_trainer import PRECISIONS, BigTrainer, first_alone, join_processes
 from lesson_06_miniglide.captioned_images import load_images, make_tokenizer
-from lesson_06_miniglide.presets import IMAGE_SHAPE, PRESETS, new_diffusion, new_network, settings_of
+from lesson_06_miniglide.generate import LESSON, Generator
+from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
 
-LESSON = "lesson_06_miniglide"
 SCALES = (1, 3, 6)  # of guidance, of the pictures along the way
 # What --defaults stands for.
 ORIGINAL = {"preset": "report", "epochs": 100, "batch_size": 8, "learning_rate": 1e-4, "timesteps": 100}
@@ -107,14 +104,6 @@ def new_loss(config, diffusion):
     return loss
 
 
-def draw(network, diffusion, tokenizer, prompts, scale, config, steps=20):
-    """A sample a prompt: [N, 3, 64, 64]. config: with `seed` and `device`."""
-    sampler = partial(dpm_solver_sample, diffusion.evenly(steps))
-    denoiser_for = partial(guided, guidance_scale=scale)
-    denoiser_of = denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
-    return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(prompts), config)
-
-
 def shown_prompts(images, config):
     """What the pictures along the way are of: --caption, else the most frequent captions."""
     counts = Counter(images.caption_of[images.rows].tolist())
@@ -140,14 +129,12 @@ def main(config):
     diffusion = new_diffusion(config.timesteps)
     network = new_network(config.preset, network_settings, text_settings, diffusion.alpha_bar)
     facts = {"network": asdict(network_settings), "text": asdict(text_settings)}
-    facts["tokenizer"] = tokenizer.to_json()
     prompts = shown_prompts(images, config)
+    facts |= {"tokenizer": tokenizer.to_json(), "prompts": prompts}
 
     def pictures(network):
-        rows = [
-            draw(network, diffusion, tokenizer, prompts, scale, config, config.at_most(20))
-            for scale in SCALES
-        ]
+        generator = Generator(network, diffusion, tokenizer)
+        rows = [generator.draw(prompts, scale, config, config.at_most(20)) for scale in SCALES]
         names = [f"s = {scale}" for scale in SCALES]
         return label_grid(torch.cat(rows), len(prompts), row_labels=names, column_labels=prompts)
 

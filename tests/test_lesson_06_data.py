@@ -82,6 +82,25 @@ def test_imagefolder(tmp_path, ending):
     ]
 
 
+def test_coco(tmp_path):
+    for number in (139, 285):
+        save(picture(number), tmp_path / "val2017" / f"{number:012}.jpg")
+    images = [{"id": n, "file_name": f"{n:012}.jpg"} for n in (139, 285, 632)]
+    annotations = [
+        {"image_id": n, "caption": f"{n} {which}"} for which in ("first", "second") for n in (285, 139)
+    ]
+    content = {"images": images, "annotations": annotations}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "captions_val2017.json").write_text(json.dumps(content))
+    records = read_records(tmp_path, list_files(tmp_path))
+    assert [(r.caption, r.problem) for r in records] == [
+        ("139 first", None),
+        ("285 first", None),
+        ("", "its image is missing"),
+    ]
+    assert records[0].image == "val2017/000000000139.jpg"
+
+
 def test_a_folder_without_captions_is_refused(tmp_path):
     save(picture(), tmp_path / "a.png")
     with pytest.raises(UserError, match=r"no images with captions; looked for .*metadata\.jsonl"):

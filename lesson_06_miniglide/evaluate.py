@@ -1,0 +1,171 @@
+"""How good are the samples? FID and KID against any images with captions; breeds, and what shapes show.
+
+    python lesson_06_miniglide/evaluate.py --checkpoint RUN --data-dir DOGS --dogs        photos of dogs
+    python lesson_06_miniglide/evaluate.py --checkpoint RUN                               shapes
+    python lesson_06_miniglide/evaluate.py --checkpoint SIMPLE --checkpoint HYBRID --data-dir COCO \\
+        --num-samples 5000 --guidance-scale 3 --steps 100 --sampler ddpm --features inception
+
+The last is the report's Table 3. Samples are kept in --out with their captions; interrupted, it goes on.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+
+from common.command import UserError, check_choice, run_command
+from common.data import to_uint8
+from common.evaluation import fid_between, kid_between
+from common.runs import describe_machine, make_folder, write_atomically
+from lesson_06_miniglide import shapes
+from lesson_06_miniglide.captioned_images import drawn_shapes, load_images
+from lesson_06_miniglide.generate import Generator
+from lesson_06_miniglide.photo_judge import as_batch, photo_judge
+
+CHUNK = 100  # samples drawn at a time and kept in one file
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure checkpoints of lesson 6."""
+
+    # a run's folder or a .safetensors file; can be given several times; default: the shipped weights
+    checkpoint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    data_dir: str | None = None  # what to compare with, as in train.py; without it, drawn shapes
+    dogs: bool = False  # take --data-dir as Stanford Dogs; read the breeds, too
+    held_back_dir: str | None = None  # more such images, never trained on: what is memorised is told by them
+    image_limit: int | None = None
+    resize: str = "squish"  # or crop; bicubic
+    cache_dir: str | None = None
+    allow_broken: bool = False
+    num_samples: int = 1000  # their captions are spread over those of the data set
+    guidance_scale: float = 3.0
+    steps: int = 20
+    sampler: str = "dpm++"  # ddpm, ddim or dpm++
+    features: str = "judge"  # inception (needs torch-fidelity and a download), or judge (photo_judge.py)
+    seed: int = 0
+    device: str = "auto"
+    out: str = "evaluation"  # the folder for samples and evaluation.json
+
+
+def draw_all(generator, captions, name, config):
+    """uint8 [N, 64, 64, 3], a sample a caption; a chunk that is on the disk already is not drawn again."""
+    settings = f"s{config.guidance_scale:g}_{config.sampler}_{config.steps}_seed{config.seed}"
+    folder = Path(config.out) / f"{name}_{generator.name}_{settings}"
+    make_folder(folder, "--out")
+    parts = []
+    for start in range(0, len(captions), CHUNK):
+        here, path = captions[start : start + CHUNK], folder / f"{start:06}.npz"
+        if not path.exists():
+            seeded = replace(config, seed=config.seed * 1_000_003 + start)
+            images = generator.draw(here, config.guidance_scale, seeded, config.steps, config.sampler)
+            arrays = {"images": to_uint8(images).permute(0, 2, 3, 1).numpy(), "prompts": np.array(here)}
+            write_atomically(path, lambda part, arrays=arrays: np.savez_compressed(part, **arrays))
+            print(f"{start + len(here)} of {len(captions)} samples", flush=True)
+        with np.load(path) as chunk:
+            if chunk["prompts"].tolist() != here:
+                raise UserError(f"--out {folder} holds samples of other captions; name another folder")
+            parts.append(chunk["images"])
+    return np.concatenate(parts)
+
+
+def inception(images):
+    """[N, 2048], the features that papers use."""
+    try:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
+    except (ImportError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--features inception cannot be had ({reason}); pip install torch-fidelity and allow its "
+            "download of 91 MB, or use --features judge"
+        ) from None
+    batches = np.array_split(images, -(-len(images) // 50))
+    return torch.cat([network(torch.from_numpy(b).permute(0, 3, 1, 2)).float() for b in batches])
+
+
+FEATURES = {"inception": inception, "judge": lambda images: photo_judge()[0].read(images)[0]}
+
+
+def compare(samples, real, features_of):
+    """FID and KID of two sets of images; the floor is the FID of one half of the real ones to the other."""
+    drawn, there = features_of(samples), features_of(real)
+    order = torch.randperm(len(there), generator=torch.Generator().manual_seed(0))
+    halves = there[order].chunk(2)
+    return {
+        "fid": fid_between(there, drawn),
+        "fid_floor": fid_between(*halves),
+        "kid": kid_between(there, drawn),
+    }
+
+
+def read_dogs(samples, captions):
+    """What the judge reads in samples of breeds; how well it reads real photos stands in its metadata."""
+    judge, breeds = photo_judge()
+    read = judge.read(samples)[1]
+    known = torch.tensor([caption in breeds for caption in captions])
+    wanted = torch.tensor([breeds.index(caption) for caption in captions if caption in breeds])
+    return {
+        "read_as_dog": (read.argmax(-1) < len(breeds)).float().mean().item(),
+        "breed_accuracy": (read[known, :-1].argmax(-1) == wanted).float().mean().item(),
+    }
+
+
+def memorised(samples, images, held_back):
+    """The share of samples nearer to a training image than 99 % of the images held back are (in pixels)."""
+
+    def nearest(some):
+        there = as_batch(images).flatten(1)
+        there = torch.cat([there, as_batch(images[:, :, ::-1]).flatten(1)])  # training saw both
+        return torch.cat([torch.cdist(x, there).amin(1) for x in as_batch(some).flatten(1).split(100)])
+
+    return (nearest(samples) < nearest(held_back).quantile(0.01)).float().mean().item()
+
+
+def check_shapes(generator, config):
+    """The shares of samples that show all of their caption, for captions as in training and held out."""
+    measured = {}
+    for name, held_out in (("all_right", False), ("all_right_held_out", True)):
+        data = drawn_shapes(config.num_samples, seed=config.seed + 1, held_out=held_out)
+        captions = data.captions_of(torch.arange(len(data)))
+        samples = draw_all(generator, captions, name, config)
+        right = [shapes.check(image, caption) for image, caption in zip(samples, captions)]
+        measured[name] = sum(right) / len(right)
+    return measured
+
+
+def check_photos(generator, data, config):
+    n = min(config.num_samples, len(data))
+    captions = data.captions_of(torch.linspace(0, len(data) - 1, n).long())
+    samples = draw_all(generator, captions, data.name, config)
+    measured = compare(samples, data.images, FEATURES[config.features])
+    if config.dogs:
+        measured |= read_dogs(samples, captions)
+    if config.held_back_dir:
+        held_back = load_images(replace(config, data_dir=config.held_back_dir))
+        measured["memorised"] = memorised(samples, data.images, held_back.images)
+    return measured
+
+
+def main(config):
+    check_choice("--features", config.features, FEATURES)
+    data = load_images(config) if config.data_dir else None
+    make_folder(config.out, "--out")
+    rows = []
+    for checkpoint in config.checkpoint or (None,):
+        generator = Generator.load(checkpoint, config.device)
+        measured = check_photos(generator, data, config) if data else check_shapes(generator, config)
+        settings = ("num_samples", "guidance_scale", "steps", "sampler", "resize", "features", "seed")
+        rows.append({"checkpoint": checkpoint, **{k: getattr(config, k) for k in settings}, **measured})
+        print("  ".join(f"{k} {v}" for k, v in rows[-1].items()))
+    text = json.dumps({"rows": rows, "machine": describe_machine()}, indent=1) + "\n"
+    write_atomically(Path(config.out) / "evaluation.json", lambda path: path.write_text(text))
+
+
+if __name__ == "__main__":
+    run_command(main, Config)
