@@ -129,6 +129,19 @@ def quality(samples, reference, digits=None, colours=None):
     return {name: value for name, value in measured.items() if name not in left_out}
 
 
+def table_of(path, *columns):
+    """The rows of a NAME.json as a text with aligned columns; all columns, or those that are named."""
+    rows = read_json(path)["rows"]
+    columns = columns or [name for name in rows[0] if name not in ("seed", "minutes")]
+
+    def cell(value):
+        return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    cells = [list(columns), *([cell(row.get(name)) for name in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths)) for line in cells)
+
+
 def run_experiment(experiments, config):
     """experiments: name -> function of the configuration."""
     check_choice("experiment", config.name, experiments)

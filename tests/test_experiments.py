@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from common.command import UserError, run_command
-from common.experiments import Experiment, ExperimentConfig, run_experiment
+from common.experiments import Experiment, ExperimentConfig, run_experiment, table_of
 from tests.conftest import ROOT
 
 LESSONS = sorted(path.parent.name for path in ROOT.glob("lesson_*/experiments.py"))
@@ -60,6 +60,16 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path):
     assert Experiment("lesson_test", other_seed).row(measure, 4, variant="a")["value"] == 4
     with pytest.raises(UserError, match="other settings"):
         Experiment("lesson_test", replace(config, num_samples=3))
+
+
+def test_tables_of_results_are_aligned(tmp_path):
+    rows = [
+        {"decay": 0.5, "n": 2000, "fid": 12.3456, "seed": 0},
+        {"decay": None, "n": 2, "fid": 1.0, "seed": 0},
+    ]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
+    assert table_of(tmp_path / "x.json") == "decay     n   fid\n  0.5  2000  12.3\n    -     2     1"
+    assert table_of(tmp_path / "x.json", "n") == "   n\n2000\n   2"
 
 
 def test_an_unknown_experiment_is_named(capsys):

@@ -1,0 +1,99 @@
+"""Lesson 6's evaluate.py, tables.py and judge: resumed without drawing twice, and right on what is known."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.command import UserError
+from common.evaluation import fid_between, kid_between
+from lesson_06_miniglide import evaluate, shapes
+from lesson_06_miniglide.captioned_images import drawn_shapes
+from lesson_06_miniglide.evaluate import Config, check_shapes, compare, draw_all, memorised
+from tests.conftest import ROOT
+
+
+class Painter:
+    """A generator that draws what the captions say, and counts."""
+
+    name = "painter"
+
+    def __init__(self):
+        self.drawn = 0
+
+    def draw(self, captions, guidance_scale, config, steps, sampler):
+        import random
+
+        rng = random.Random(config.seed)
+        self.drawn += len(captions)
+        images = np.stack([shapes.draw(shapes.parse(caption), rng) for caption in captions])
+        return torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+@pytest.fixture
+def captions(monkeypatch):
+    monkeypatch.setattr(evaluate, "CHUNK", 4)
+    data = drawn_shapes(10)
+    return data.captions_of(torch.arange(10))
+
+
+def test_an_interrupted_evaluation_goes_on_and_the_last_short_batch_counts(tmp_path, captions):
+    config, painter = Config(out=str(tmp_path)), Painter()
+    whole = draw_all(painter, captions, "x", config)
+    assert whole.shape == (10, 64, 64, 3) and painter.drawn == 10
+    next(tmp_path.glob("*/000004.npz")).unlink()
+    assert (draw_all(painter, captions, "x", config) == whole).all() and painter.drawn == 14
+    with pytest.raises(UserError, match="samples of other captions"):
+        draw_all(painter, captions[::-1], "x", config)
+
+
+def test_who_draws_right_has_a_full_score(tmp_path):
+    measured = check_shapes(Painter(), Config(out=str(tmp_path), num_samples=6))
+    assert measured == {"all_right": 1.0, "all_right_held_out": 1.0}
+
+
+def test_distances_of_known_gaussians():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(20_000, 3, generator=generator)
+    b = torch.randn(20_000, 3, generator=generator) * 2 + 1
+    # |mean difference|^2 + sum (sd - sd')^2 = 3 + 3
+    assert fid_between(a, b) == pytest.approx(6, rel=0.05)
+    assert abs(kid_between(a[:10_000], a[10_000:])) < 0.02 < kid_between(a, b)
+
+
+def test_the_floor_is_one_half_against_the_other():
+    images = drawn_shapes(40).images
+
+    def features_of(images):
+        return torch.from_numpy(images.reshape(len(images), -1)[:, ::2011].astype(np.float32))
+
+    same = compare(images, images, features_of)
+    assert same["fid"] == pytest.approx(0, abs=1e-3 * same["fid_floor"]) and same["fid_floor"] > 0
+
+
+def test_copies_are_memorised_and_new_images_are_not():
+    seen, held_back, fresh = (drawn_shapes(n, seed=n).images for n in (60, 100, 50))
+    assert memorised(seen[:20], seen, held_back) == 1
+    assert memorised(seen[:20, :, ::-1], seen, held_back) == 1  # mirrored, as in training
+    assert memorised(fresh, seen, held_back) < 0.2
+
+
+def test_tables_from_a_checkpoint(tmp_path):
+    def run(script, *flags):
+        command = [sys.executable, str(ROOT / "lesson_06_miniglide" / script), *map(str, flags)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    small = ["--num-channels", 8, "--num-head-channels", 8, "--image-limit", 20, "--device", "cpu"]
+    run("train.py", "--steps", 1, "--out", "run", *small)
+    run("tables.py", "--checkpoint", "run", "--table", 1, "--steps", 2, "--scales", 1, 3)
+    run("tables.py", "--checkpoint", "run", "--table", 2, "--steps", 2, "--num-samples", 2)
+    one, two = (Image.open(tmp_path / "tables" / f"table_{i}.png") for i in (1, 2))
+    assert one.size[1] > one.size[0] > 100 and two.size[0] > 100  # six captions by two scales
+    run("evaluate.py", "--checkpoint", "run", "--checkpoint", "run", "--num-samples", 2, "--steps", 2)
+    content = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert [row["steps"] for row in content["rows"]] == [2, 2] and content["machine"]["torch"]
