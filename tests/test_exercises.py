@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch.nn.functional import group_norm as norm
 from torch.nn.functional import scaled_dot_product_attention as sdpa
+from torchvision.transforms.functional import to_tensor
 
 from common.exercises import Wrong, run_checks
+from common.training import batch_indices
 from lesson_01_ddpm import exercises as lesson_1
 from lesson_02_improved_ddpm import exercises as lesson_2
 from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_03_adm import exercises as lesson_3
 from lesson_04_text_conditioning import exercises as lesson_4
 from lesson_05_cfg import exercises as lesson_5
+from lesson_06_miniglide import exercises as lesson_6
 
 
 def sample(diffusion, denoiser, x_T, generator, noise_at_the_end=False, factor=torch.sqrt, noisy=True):
@@ -70,6 +73,10 @@ def step_2m(x_s, x_0_before, x_0, before, start, end, weight=0.5, sign=1):
     d = x_0 + weight * (x_0 - x_0_before) * h / (start - before)
     ratio = alpha_t * math.exp(-end) / (alpha_s * math.exp(-start))
     return ratio * x_s - sign * alpha_t * math.expm1(-h) * d
+
+
+def to_network(image):
+    return to_tensor(image.convert("RGB").resize((64, 64))) * 2 - 1
 
 
 WRONG = [
@@ -148,6 +155,21 @@ WRONG = [
     (lesson_5.check_step_2m, lambda *args: step_2m(*args, weight=0), "that is DDIM"),
     (lesson_5.check_step_2m, lambda *args: step_2m(*args, weight=0.8), "not 8 times"),
     (lesson_5.check_step_2m, lambda *args: step_2m(*args, sign=-1), "sign and size"),
+    (lesson_6.check_breed, lambda folder: folder.split("-")[1].replace("_", " "), "second hyphen"),
+    (lesson_6.check_breed, lambda folder: folder.split("-", 1)[1], "underscores"),
+    (lesson_6.check_to_network, lambda image: to_tensor(image.convert("RGB").resize((64, 64))), "-1, 1"),
+    (lesson_6.check_to_network, lambda image: to_network(image).permute(1, 2, 0), "channels come last"),
+    (lesson_6.check_to_network, lambda image: to_network(image).transpose(1, 2), "on its side"),
+    (lesson_6.check_hybrid, lambda simple, kl, T: simple + 0.001 * kl / math.log(2), "times too little"),
+    (lesson_6.check_hybrid, lambda simple, kl, T: simple + 0.001 * T * kl, "in nats"),
+    (lesson_6.check_deal, lambda s, n, b, r, w, seed: batch_indices(s, n, b, seed), "same examples"),
+    (lesson_6.check_deal, lambda s, n, b, r, w, seed: batch_indices(s, n, b, seed + r), "never seen"),
+    (lesson_6.check_attention_parameters, lambda c, heads, w: 4 * c * c + 2 * c * w + 2 * c, "biases"),
+    (
+        lesson_6.check_attention_parameters,
+        lambda c, heads, w: heads * (4 * c * c + 2 * c * w),
+        "number of heads",
+    ),
 ]
 
 
@@ -158,7 +180,7 @@ def test_a_wrong_answer_gets_a_line_that_helps(check, answer, help):
 
 
 @pytest.mark.parametrize(
-    "lesson", [lesson_1, lesson_2, lesson_3, lesson_4, lesson_5], ids=lambda lesson: lesson.__name__
+    "lesson", [lesson_1, lesson_2, lesson_3, lesson_4, lesson_5, lesson_6], ids=lambda lesson: lesson.__name__
 )
 def test_an_untouched_exercise_is_still_to_do(lesson, capsys):
     run_checks(lesson.CHECKS)
