@@ -1,5 +1,6 @@
 """What every sample.py shares: its flags, running a sampler in batches, and writing .png, .npz or .gif."""
 
+import json
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from common.command import UserError, autocast, pick_device
 from common.data import to_uint8
@@ -23,7 +25,9 @@ class SampleConfig:
     sampler: str = "ddpm"
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, mps
-    out: str = "samples.png"  # .png: a picture; .npz: arrays `images`, `prompts`; .gif: the sampling itself
+    # .png: a picture; .npz: arrays `images`, `prompts`; .gif: the sampling itself; without an ending a folder,
+    # for images and a metadata.jsonl with their captions
+    out: str = "samples.png"
 
 
 def load_for_sampling(config, lesson, samplers, rebuild):
@@ -59,8 +63,11 @@ def load_network(checkpoint, lesson, rebuild):
 
 def check_out(out):
     path = Path(out)
+    if not path.suffix:
+        return make_folder(path, "--out")
     if path.suffix not in ENDINGS:
-        raise UserError(f"--out {out}: the name must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+        endings = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+        raise UserError(f"--out {out}: the name must end in {endings}, or have no ending (a folder)")
     make_folder(path.parent, "--out")
     if path.is_dir():
         raise UserError(f"--out {out} is a folder; name a file")
@@ -91,6 +98,16 @@ def sample_steps(sampler, denoiser_of, shape, n, config):
         return [type(step)(step.t, *(x.float().cpu() for x in step[1:])) for step in steps]
 
 
+def write_folder(folder, images, prompts):
+    """NNNN.png and metadata.jsonl, the imagefolder layout that lesson 6 can train on."""
+    rows = [{"file_name": f"{i:04}.png", "text": prompt} for i, prompt in enumerate(prompts)]
+    for row, image in zip(rows, to_uint8(images).permute(0, 2, 3, 1).numpy()):
+        picture = Image.fromarray(image.squeeze())
+        write_atomically(folder / row["file_name"], picture.save)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(folder / "metadata.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def write_samples(config, sampler, denoiser_of, shape, prompts, columns=8, **labels):
     """Draw a sample a prompt and write config.out by its ending."""
     n, path = len(prompts), Path(config.out)
@@ -102,6 +119,8 @@ def write_samples(config, sampler, denoiser_of, shape, prompts, columns=8, **lab
         if path.suffix == ".npz":
             arrays = {"images": to_uint8(images).permute(0, 2, 3, 1).numpy(), "prompts": np.array(prompts)}
             write_atomically(path, lambda part: np.savez_compressed(part, **arrays))
+        elif not path.suffix:
+            write_folder(path, images, prompts)
         else:
             write_atomically(path, label_grid(images, columns, **labels).savefig)
     print(f"{n} samples, {config.steps} steps of {config.sampler}: {path}")

@@ -82,7 +82,13 @@ def test_sample_needs_nothing_but_the_checkpoint(runs, lesson, tmp_path):
         path = tmp_path / f"samples.{ending}"
         sample(lesson, *flags, "--out", str(path))
         assert Image.open(path).format == ending.upper()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["samples.gif", "samples.npz", "samples.png"]
+    sample(lesson, *flags, "--out", str(tmp_path / "folder"))
+    rows = [json.loads(line) for line in (tmp_path / "folder" / "metadata.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == prompts
+    again = [np.asarray(Image.open(tmp_path / "folder" / row["file_name"])) for row in rows]
+    assert np.array_equal(np.stack(again).reshape(images.shape), images)
+    names = ["folder", "samples.gif", "samples.npz", "samples.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 def test_samples_are_reproducible_and_follow_the_seed(runs, tmp_path):
