@@ -25,8 +25,8 @@ class SampleConfig:
     sampler: str = "ddpm"
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, mps
-    # .png: a picture; .npz: arrays `images`, `prompts`; .gif: the sampling itself; without an ending a folder,
-    # for images and a metadata.jsonl with their captions
+    # .png: a picture; .npz: arrays `images`, `prompts`; .gif: the sampling itself; no ending: a folder of
+    # images and a metadata.jsonl with their captions
     out: str = "samples.png"
 
 

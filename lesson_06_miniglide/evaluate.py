@@ -120,9 +120,11 @@ def memorised(samples, images, held_back):
     """The share of samples nearer to a training image than 99 % of the images held back are (in pixels)."""
 
     def nearest(some):
-        there = as_batch(images).flatten(1)
-        there = torch.cat([there, as_batch(images[:, :, ::-1]).flatten(1)])  # training saw both
-        return torch.cat([torch.cdist(x, there).amin(1) for x in as_batch(some).flatten(1).split(100)])
+        some, best = as_batch(some).flatten(1), torch.tensor(torch.inf)
+        for start in range(0, len(images), 1000):
+            for there in (images[start : start + 1000], images[start : start + 1000, :, ::-1]):  # saw both
+                best = torch.cdist(some, as_batch(there).flatten(1)).amin(1).minimum(best)
+        return best
 
     return (nearest(samples) < nearest(held_back).quantile(0.01)).float().mean().item()
 
