@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -52,7 +53,6 @@ class Experiment:
     def __init__(self, lesson, config, steps=4000, weights_of=None, trainings=None):
         self.lesson, self.config = lesson, replace(config, steps=config.steps or steps)
         self.trainings = f"{trainings or config.name}_seed{config.seed}"
-        self.digits, self.held_back = load_splits(config)
         folder = Path(config.out or ROOT / lesson / "results")
         make_folder(folder, "--out")
         self.path = folder / f"{config.name}.json"
@@ -65,6 +65,18 @@ class Experiment:
             self.content = read_json(self.path)
             if self.content["settings"] != settings:
                 raise UserError(f"{self.path} is of other settings; move it away, or name another --out")
+
+    @cached_property
+    def splits(self):
+        return load_splits(self.config)
+
+    @property
+    def digits(self):
+        return self.splits[0]
+
+    @property
+    def held_back(self):
+        return self.splits[1]
 
     def row(self, measure, *args, **key):
         """The row of this key and seed: known already, or `measure(*args)`, a dict of numbers."""
@@ -106,18 +118,18 @@ class Experiment:
         """The run of a variant, or where those of all are."""
         return Path("runs/experiments") / self.lesson / self.trainings / variant
 
-    def train(self, variant, network, loss, show=None, data=None, **settings):
+    def train(self, variant, network, loss, show=None, data=None, name=None, **settings):
         """Train for the steps of this experiment, in runs/experiments; returns the averaged network.
 
         show: as `common.training.train` takes it. data: a data set to train on and a batch to validate with,
-        if not plain digits. settings: of TrainConfig.
+        if not plain digits. name: of a data set that is no digits. settings: of TrainConfig.
         """
         config, folder = self.config, self.folder_of(variant)
         settings = {"steps": config.steps, "seed": config.seed, "device": config.device} | settings
         settings = TrainConfig(out=str(folder), **settings)
         if any(folder.glob("checkpoints/step_*.pt")):
             settings = replace(settings, resume=str(folder))
-        run = Run(self.lesson, settings, self.digits.name)
+        run = Run(self.lesson, settings, name or self.digits.name)
         data, validation = data or (self.digits, self.held_back.batch(torch.arange(512)))
         return train(network, loss, data, settings, run, validation, show=show)
 

@@ -8,6 +8,7 @@ sqrt(alpha_bar) on the way to x_0. The velocity is nearly -x_0 there, and an err
 
 import torch
 
+from common.data import check_range
 from lesson_01_ddpm.diffusion import squared_error
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_04_text_conditioning.text_unet import TextUNet
@@ -34,6 +35,7 @@ class VelocityUNet(TextUNet):
 
 def loss_velocity_simple(diffusion, denoiser, x_0, t, noise):
     """The squared error of the velocity, which is that of eps over alpha_bar: [N]."""
+    check_range(x_0)
     eps_hat = diffusion.ask(denoiser, diffusion.q_sample(x_0, t, noise), t)[:, : x_0.shape[1]]
     return squared_error(eps_hat, noise) / diffusion.alpha_bar[t.cpu()].float().to(x_0.device)
 

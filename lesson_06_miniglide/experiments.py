@@ -1,0 +1,113 @@
+"""Lesson 6, measured: python lesson_06_miniglide/experiments.py errata
+
+    errata    the original's mistakes that can be trained, each beside the right version, on drawn shapes
+
+Writes results/errata.json and errata.png; interrupted, it goes on with the rows that are missing.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from common.command import run_command
+from common.data import to_uint8
+from common.experiments import Experiment, ExperimentConfig, run_experiment
+from lesson_01_ddpm.diffusion import loss_at_random_t, squared_error
+from lesson_04_text_conditioning.velocity import loss_velocity, loss_velocity_simple
+from lesson_05_cfg.guidance import drop_captions
+from lesson_06_miniglide import shapes
+from lesson_06_miniglide.captioned_images import drawn_shapes, make_tokenizer
+from lesson_06_miniglide.generate import LESSON, Generator
+from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network
+
+SCALES = (1, 3)  # of guidance
+SHOWN_STEPS = 20  # of DPM-Solver++
+NUM_SHAPES = 20_000
+SHOWN = ["a large red circle", "a blue square right of a white triangle", "three green triangles"]
+SHOWN += ["a small red triangle", "a blue circle above a yellow square"]  # these two are held out
+
+
+@dataclass(frozen=True)
+class Config(ExperimentConfig):
+    """Measure a claim of lesson 6."""
+
+
+def in_0_to_1(diffusion, denoiser, x_0, t, noise):
+    """The mistake: images left in [0, 1], which our losses would refuse."""
+    eps_hat = diffusion.ask(denoiser, diffusion.q_sample((x_0 + 1) / 2, t, noise), t)[:, : x_0.shape[1]]
+    return squared_error(eps_hat, noise) / diffusion.alpha_bar[t.cpu()].float().to(x_0.device)
+
+
+def weak_bound(diffusion, denoiser, x_0, t, noise):
+    """The mistake: 0.001 of one term of the bound, which stands for T of them."""
+    simple = loss_velocity_simple(diffusion, denoiser, x_0, t, noise)
+    return simple + (loss_velocity(diffusion, denoiser, x_0, t, noise) - simple) / diffusion.num_timesteps
+
+
+def never_the_last(loss, diffusion, denoiser, x_0, t, noise):
+    """The mistake: the last timestep is never trained."""
+    return loss(diffusion, denoiser, x_0, t.clamp(max=diffusion.num_timesteps - 2), noise)
+
+
+# name -> (the loss at t, the share of captions dropped)
+VARIANTS = {
+    "right": (loss_velocity, 0.2),
+    "captions never dropped": (loss_velocity, 0.0),
+    "simple": (loss_velocity_simple, 0.2),
+    "bound 1000 times too weak": (weak_bound, 0.2),
+    "last timestep never trained": (partial(never_the_last, loss_velocity), 0.2),
+    "images in [0, 1]": (in_0_to_1, 0.2),
+}
+
+
+def errata(config):
+    """Each mistake of the original for the same steps: how many samples show all that their caption says?"""
+    experiment = Experiment(LESSON, config)
+    data = drawn_shapes(NUM_SHAPES)
+    diffusion, (_, settings, text) = new_diffusion(1000), PRESETS["tiny"]
+    tokenizer = make_tokenizer(data.captions, text)
+    data, held_back = data.tokenized(tokenizer).split(0.02)
+    captions = drawn_shapes(config.num_samples, seed=1).captions_of(torch.arange(config.num_samples))
+    shown = {}
+
+    def measure(name, generator, scale):
+        samples = generator.draw(captions, scale, config, SHOWN_STEPS)
+        if name == "images in [0, 1]":
+            samples = 2 * samples - 1
+        images = to_uint8(samples).permute(0, 2, 3, 1).numpy()
+        right = [shapes.check(image, caption) for image, caption in zip(images, captions)]
+        return {"n": len(right), "all_right": sum(right) / len(right)}
+
+    for name, (at_t, drop) in VARIANTS.items():
+
+        def loss(network, x_0, tokens, mask, at_t=at_t, drop=drop):
+            text = network.encode_text(tokens, drop_captions(mask, drop))
+            return loss_at_random_t(at_t, diffusion, partial(network, text=text), x_0)
+
+        torch.manual_seed(config.seed)
+        learned = settings if name != "simple" else replace(settings, out_channels=settings.out_channels // 2)
+        vocabulary = replace(text, vocab_size=tokenizer.vocab_size)
+        network = new_network("tiny", learned, vocabulary, diffusion.alpha_bar)
+        trained = experiment.train(
+            name,
+            network,
+            loss,
+            data=(data, held_back.batch(torch.arange(min(256, len(held_back))))),
+            name="shapes",
+            batch_size=32,
+            learning_rate=1e-3,
+            ema_decay=0.999,
+        )
+        generator = Generator(trained, diffusion, tokenizer)
+        for scale in SCALES:
+            experiment.row(measure, name, generator, scale, variant=name, guidance_scale=scale)
+        shown[name] = generator.draw(SHOWN * 2, 3, config, SHOWN_STEPS)
+    experiment.save_rows(shown)
+    experiment.save_losses(VARIANTS)
+
+
+EXPERIMENTS = {f.__name__: f for f in (errata,)}
+
+if __name__ == "__main__":
+    run_command(lambda config: run_experiment(EXPERIMENTS, config), Config)
