@@ -32,7 +32,7 @@ from lesson_03_adm.noisy_classifier import NoisyClassifier, loss_classifier
 from lesson_03_adm.train_mnist import NETWORK, denoiser_of_classes
 
 LESSON = "lesson_03_adm"
-SHOWN_STEPS = 100  # of the samples that are compared
+SHOWN_STEPS = 50  # of DDIM, where networks are compared, and of guided ancestral sampling
 SCALES = (0, 0.5, 1, 2, 3, 5, 10)  # of classifier guidance
 # What ADM changed, from lesson 2's UNet (with classes) on; lesson 3 leaves out the attention at 16
 PLAIN = replace(
@@ -56,7 +56,7 @@ def balanced(n):
 
 
 def draw(network, n, config):
-    sampler = partial(SAMPLERS["ddpm"], lesson_2.new_diffusion().evenly(SHOWN_STEPS))
+    sampler = partial(SAMPLERS["ddim"], lesson_2.new_diffusion().evenly(SHOWN_STEPS))
     return sample_batches(sampler, denoiser_of_classes(network, balanced(n)), IMAGE_SHAPE, n, config)
 
 

@@ -34,7 +34,7 @@ from lesson_04_text_conditioning.text_unet import TextUNet
 from lesson_04_text_conditioning.velocity import VelocityUNet, loss_velocity
 
 LESSON = "lesson_04_text_conditioning"
-SHOWN_STEPS = 100  # of the samples that are compared
+SHOWN_STEPS = 25  # of DDIM, where samples are compared
 SETTINGS = {"batch_size": 32, "learning_rate": 1.5e-3}  # of train_mnist.py
 
 
@@ -44,7 +44,7 @@ class Config(ExperimentConfig):
 
 
 def draw(network, tokenizer, prompts, config, denoiser_for=captioned_mnist.conditional):
-    sampler = partial(SAMPLERS["ddpm"], new_diffusion().evenly(SHOWN_STEPS))
+    sampler = partial(SAMPLERS["ddim"], new_diffusion().evenly(SHOWN_STEPS))
     denoiser_of = captioned_mnist.denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
     return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(prompts), config)
 
