@@ -18,10 +18,10 @@ class PromptConfig(SampleConfig):
     prompts_file: str | None = None  # a text file, a prompt a line
     num_samples: int | None = None  # of each prompt; default 8 of a --prompt, 1 of a line of --prompts-file
 
-    def prompts(self):
-        """The prompts to draw, one a sample. Raises UserError if there are none."""
+    def prompts(self, default):
+        """The prompts to draw, one a sample; `default` if no flag names any. Raises UserError."""
         if self.prompts_file is None:
-            each, prompts = self.num_samples or 8, list(self.prompt) or ["a red seven"]
+            each, prompts = self.num_samples or 8, self.prompt or default
         else:
             each, prompts = self.num_samples or 1, [*self.prompt, *read_prompts(self.prompts_file)]
         return [prompt for prompt in prompts for _ in range(each)]
@@ -44,8 +44,8 @@ def sample_prompts(
     config, lesson, samplers, denoiser_for, rebuild=captioned_mnist.rebuild, shape=captioned_mnist.IMAGE_SHAPE
 ):
     """Draw every prompt and write config.out. denoiser_for: as `denoiser_of_prompts` takes it."""
-    prompts = config.prompts()
     sampler, network, facts = load_for_sampling(config, lesson, samplers, rebuild)
+    prompts = config.prompts(facts.get("prompts", ["a red seven"]))
     tokenizer = captioned_mnist.tokenizer_of(facts)
     distinct = list(dict.fromkeys(prompts))
     for prompt in distinct:
