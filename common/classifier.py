@@ -25,16 +25,16 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 NUM_FEATURES = 64
 
 
+def block(c_in, c_out, stride=1):
+    conv = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.SiLU())
+
+
 class Classifier(nn.Module):
     """float [N, 1, 32, 32] in [-1, 1] -> features [N, 64] -> logits [N, 10]."""
 
     def __init__(self):
         super().__init__()
-
-        def block(c_in, c_out, stride=1):
-            conv = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
-            return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.SiLU())
-
         self.body = nn.Sequential(
             block(1, 24), block(24, 32, 2), block(32, 48), block(48, 64, 2), block(64, 64), block(64, 96, 2),
             nn.Flatten(), nn.Linear(96 * 4 * 4, NUM_FEATURES),
@@ -87,7 +87,7 @@ def main(config):
         load_digits(config.dataset, config.data_dir),
         load_digits("mnist", config.data_dir, train=False),
     )
-    classifier = fit(train, config)
+    classifier = fit(Classifier(), lambda batch: jitter(train.images[batch]), train.labels, config)
     features, probabilities = classifier.read(test.images)
     accuracy = (probabilities.argmax(-1) == test.labels).float().mean().item()
     print(f"trained on {train.name}: reads {accuracy:.2%} of the {len(test.labels)} MNIST test digits")
@@ -95,17 +95,17 @@ def main(config):
         save(classifier, train, test, features, accuracy, config)
 
 
-def fit(train, config):
-    classifier = Classifier()
-    steps = config.epochs * math.ceil(len(train.labels) / config.batch_size)
+def fit(classifier, images_at, labels, config, weight=None, max_lr=6e-3):
+    """Train for `config.epochs`. images_at: (indices) -> images, augmented. weight: of each class."""
+    steps = config.epochs * math.ceil(len(labels) / config.batch_size)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=max_lr, total_steps=steps)
     with tqdm(total=steps, desc="classifier") as bar:
         for _ in range(config.epochs):
-            for batch in torch.randperm(len(train.labels)).split(config.batch_size):
+            for batch in torch.randperm(len(labels)).split(config.batch_size):
                 with autocast("cpu"):
-                    logits = classifier(jitter(train.images[batch]))
-                loss = F.cross_entropy(logits.float(), train.labels[batch], label_smoothing=0.05)
+                    logits = classifier(images_at(batch))
+                loss = F.cross_entropy(logits.float(), labels[batch], weight, label_smoothing=0.05)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -8,7 +8,6 @@ generator of photos in this lesson: breed, dog or not, and FID and KID in its fe
 """
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,9 +18,9 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from tqdm import tqdm
 
-from common.command import UserError, autocast, run_command
+from common.classifier import block, fit
+from common.command import UserError, run_command
 from common.data import to_float
 from common.runs import write_atomically
 from lesson_06_miniglide.cache import load_cache
@@ -36,11 +35,6 @@ class PhotoJudge(nn.Module):
 
     def __init__(self, classes):
         super().__init__()
-
-        def block(c_in, c_out, stride=1):
-            conv = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
-            return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.SiLU())
-
         self.body = nn.Sequential(
             block(3, 32), block(32, 48, 2), block(48, 64), block(64, 96, 2), block(96, 96), block(96, 128, 2),
             block(128, 160), block(160, 192, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
@@ -53,11 +47,10 @@ class PhotoJudge(nn.Module):
 
     @torch.inference_mode()
     def read(self, images, batch_size=500):
-        """Features [N, 128] and class probabilities of uint8 images [N, 64, 64, 3], on the CPU."""
-        parts = [as_batch(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-        device = next(self.parameters()).device
-        features = torch.cat([self.body(x.to(device)).cpu() for x in parts])
-        return features, self.head.to("cpu")(features).softmax(-1)
+        """Features [N, 128] and class probabilities of uint8 images [N, 64, 64, 3]."""
+        starts = range(0, len(images), batch_size)
+        features = torch.cat([self.body(as_batch(images[i : i + batch_size])) for i in starts])
+        return features, self.head(features).softmax(-1)
 
 
 def as_batch(images):
@@ -114,7 +107,13 @@ def main(config):
     held_back = np.arange(len(others)) % HELD_BACK == 0
     images = np.concatenate([dogs, others[~held_back]])
     labels = torch.cat([labels, torch.full((len(images) - len(dogs),), len(breeds))])
-    judge = fit(PhotoJudge(len(breeds) + 1), images, labels, config)
+    weight = torch.ones(len(breeds) + 1)  # all others together weigh as much as one breed
+    weight[-1] = len(dogs) / (len(images) - len(dogs)) / len(breeds)
+
+    def images_at(batch):
+        return augmented(as_batch(images[batch.numpy()]))
+
+    judge = fit(PhotoJudge(len(breeds) + 1), images_at, labels, config, weight, max_lr=4e-3)
 
     test, test_captions = load_cache(config.test_dir, dogs=True, cache_dir=config.cache_dir)
     breed = torch.tensor([breeds.index(caption) for caption in test_captions])
@@ -132,28 +131,6 @@ def main(config):
     half = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
     facts = {name: json.dumps(value) for name, value in measured.items()}
     write_atomically(WEIGHTS, lambda path: save_file(half, path, facts))
-
-
-def fit(judge, images, labels, config):
-    """Cross-entropy in which all others together weigh as much as one breed."""
-    dog = labels < labels.max()
-    weight = torch.ones(labels.max() + 1)
-    weight[-1] = dog.sum() / (~dog).sum() / labels.max()
-    steps = config.epochs * math.ceil(len(labels) / config.batch_size)
-    optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
-    with tqdm(total=steps, desc="photo judge") as bar:
-        for _ in range(config.epochs):
-            for batch in torch.randperm(len(labels)).split(config.batch_size):
-                with autocast("cpu"):
-                    logits = judge(augmented(as_batch(images[batch.numpy()])))
-                loss = F.cross_entropy(logits.float(), labels[batch], weight, label_smoothing=0.1)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
-    return judge.eval()
 
 
 if __name__ == "__main__":
