@@ -46,6 +46,8 @@ def check_flags(config):
         flag = "--" + field.name.replace("_", "-")
         if field.name in POSITIVE and value is not None and not value > 0:
             raise UserError(f"{flag} is {value}; it must be greater than zero")
+        if field.name == "seed" and not 0 <= value < 2**31:
+            raise UserError(f"{flag} is {value}; it must lie between 0 and 2147483647")
         if field.name in SHARES and not 0 <= value <= 1:
             raise UserError(f"{flag} is {value}; it must lie between 0 and 1")
         if field.name == "guidance_scale" and not 0 <= value < float("inf"):
@@ -54,7 +56,7 @@ def check_flags(config):
 
 def check_choice(flag, value, known):
     if value not in known:
-        raise UserError(f"{flag} {value} is unknown; choose {', '.join(known)}")
+        raise UserError(f"{flag} {value} is unknown; choose {', '.join(map(str, known))}")
 
 
 def pick_device(name="auto"):

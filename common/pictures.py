@@ -21,22 +21,29 @@ def label_grid(images, columns=8, row_labels=None, column_labels=None, title=Non
     rows = -(-len(images) // columns)
     picture = make_grid(to_uint8(images.cpu()).float() / 255, columns, padding=2, pad_value=0.25)
     side = images.shape[-1] + 2
-    column_labels = [textwrap.fill(str(label), 11) for label in column_labels or []]
-    left = 0.1 + 0.075 * max(len(str(label)) for label in row_labels or [""])
+    column_labels = [textwrap.fill(shortened(label), 11) for label in column_labels or []]
+    row_labels = [shortened(label) for label in row_labels or []]
+    left = 0.1 + 0.075 * max(map(len, row_labels), default=0)
     top = 0.1 + 0.17 * max((label.count("\n") + 1 for label in column_labels), default=0) + 0.25 * bool(title)
     width, height = columns * side * scale / 100, rows * side * scale / 100
     figure = Figure((width + left + 0.1, height + top + 0.1), dpi=150)
     size = figure.get_size_inches()
     axes = figure.add_axes((left / size[0], 0.1 / size[1], width / size[0], height / size[1]))
     axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axes.set_xticks([side * (i + 0.5) for i in range(len(column_labels))], column_labels)
-    axes.set_yticks([side * (i + 0.5) for i in range(rows)] if row_labels else [], row_labels or [])
+    as_it_is = {"parse_math": False}  # a caption may hold dollars
+    axes.set_xticks([side * (i + 0.5) for i in range(len(column_labels))], column_labels, **as_it_is)
+    axes.set_yticks([side * (i + 0.5) for i in range(rows)] if row_labels else [], row_labels, **as_it_is)
     axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=8)
     for spine in axes.spines.values():
         spine.set_visible(False)
     if title:
         figure.suptitle(title, y=1 - 0.08 / size[1], va="top")
     return figure
+
+
+def shortened(label, length=60):
+    text = str(label)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def spread(items, count):

@@ -57,6 +57,7 @@ class Run:
         data: the data set's name, which may not change. keep: so many of the newest checkpoints; None: all.
         """
         self.keep = keep
+        fixed = getattr(config, "fixed", ())
         self.info = {"lesson": lesson, "data": data, "config": dataclasses.asdict(config)}
         if config.resume:
             self.state_file = find_state(config.resume)
@@ -66,6 +67,14 @@ class Run:
             self.info["command"] = old["command"]
             if old["data"] != data:
                 raise UserError(f"--resume {self.folder}: trained on {old['data']}, now finds {data}")
+            for name in fixed:
+                if (before := old["config"].get(name)) != self.info["config"][name]:
+                    flag = "--" + name.replace("_", "-")
+                    raise UserError(f"--resume {self.folder}: {flag} was {before} and cannot change")
+            if config.out and Path(config.out) != self.folder:
+                raise UserError(
+                    f"--resume {self.folder} goes on in that folder; leave out --out {config.out}"
+                )
         else:
             self.state_file = self.state = None
             self.folder = Path(config.out or f"runs/{lesson}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
@@ -76,7 +85,8 @@ class Run:
         self.info["machine"] = describe_machine()
         for folder in (self.folder, self.folder / "samples", self.folder / "checkpoints"):
             make_folder(folder, "--out")
-        self.write_json("config.json", self.info)
+        if not config.resume:
+            self.write_json("config.json", self.info)
         self.writer = tensorboard_writer(self.folder)
         print(f"run: {self.folder}")
 
@@ -94,7 +104,8 @@ class Run:
     # -- metrics ---------------------------------------------------------------------------------------------
 
     def open_metrics(self, step):
-        """Start metrics.csv, or go on behind row `step`."""
+        """Start metrics.csv, or go on behind row `step`: from here on the run is this one's."""
+        self.write_json("config.json", self.info)
         path = self.folder / "metrics.csv"
         rows = [row for row in read_metrics(path) if row["step"] <= step] if step else []
         self.metrics = open(path, "w", newline="", buffering=1)  # noqa: SIM115 (open as long as the run)

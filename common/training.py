@@ -35,6 +35,7 @@ class TrainConfig:
     out: str | None = None  # the run's folder; default runs/<lesson>/<time>
     dry_run: bool = False  # two steps of everything, to see that it works
 
+    fixed: ClassVar[tuple[str, ...]] = ()  # what a resumed run may not change
     default_steps: ClassVar[int] = 4000
     default_minutes: ClassVar[float] = 10.0
 
@@ -131,6 +132,8 @@ def train(network, loss, data, config, run=None, validation=None, metadata=None,
 class Trainer:
     quiet = False  # no progress bar
 
+    evaluated_at_once = 512  # images of the validation batch
+
     def __init__(self, network, loss, data, config, run, validation, metadata, show):
         self.loss, self.data, self.config, self.run = loss, data, config, run
         self.validation, self.metadata, self.show = validation, metadata, show
@@ -181,7 +184,7 @@ class Trainer:
 
     def train_step(self, progress):
         config, step = self.config, self.step
-        torch.manual_seed(config.seed * 1_000_003 + step)
+        self.seed_step()
         indices = batch_indices(step, len(self.data), self.images_a_step, config.seed)
         self.network.train()
         self.optimizer.zero_grad()
@@ -196,6 +199,10 @@ class Trainer:
         self.ema.update(self.network, step)
         self.step += 1
         return {"step": self.step, "loss": loss.item(), "grad_norm": grad_norm.item(), "learning_rate": lr}
+
+    def seed_step(self):
+        """All that is random in this step follows from its number."""
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
 
     def backward(self, indices):
         """Leave the gradients of a batch in the network's parameters; returns its loss."""
@@ -214,8 +221,9 @@ class Trainer:
         if self.validation is None:
             return math.nan
         torch.manual_seed(0)
+        parts = zip(*(x.to(self.device).split(self.evaluated_at_once) for x in self.validation))
         with self.autocast():
-            return self.loss(self.ema.network, *[x.to(self.device) for x in self.validation]).mean().item()
+            return torch.cat([self.loss(self.ema.network, *part) for part in parts]).mean().item()
 
     def checkpoint(self, validation_loss, show):
         best, self.best = validation_loss <= self.best, min(self.best, validation_loss)  # NaN never is
@@ -240,8 +248,12 @@ class Trainer:
 
     def restore(self, state):
         self.step, self.minutes, self.best = state["step"], state["minutes"], state["best"]
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
+        try:
+            for name, part in self.parts().items():
+                part.load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--resume: what was saved does not fit these settings ({reason})") from None
 
     def report(self, bar, row):
         progress = self.config.progress(self.step, self.minutes)

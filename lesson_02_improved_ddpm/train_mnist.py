@@ -37,6 +37,7 @@ class Config(DigitsConfig):
     sample_steps: int = 100  # ancestral steps a sample
     num_eval: int = 500  # samples measured
 
+    fixed = ("objective", "schedule")
     default_minutes = 8.0
 
 

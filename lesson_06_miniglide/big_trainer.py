@@ -7,6 +7,7 @@ precision by choice, checkpoints by the clock.
 import os
 import time
 from contextlib import nullcontext
+from datetime import timedelta
 from functools import partial
 
 import torch
@@ -15,27 +16,32 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from common.command import autocast
+from common.command import autocast, pick_device
 from common.runs import find_state, load_state
 from common.training import Trainer
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
-def join_processes():
-    """(this process's number, how many there are) as torchrun says; (0, 1) without it."""
+def join_processes(device):
+    """(this process's number, how many there are) as torchrun says; (0, 1) without it.
+
+    device: what --device says. Of several GPUs each process of a machine takes its own.
+    """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
+        on_gpu = pick_device(device).type == "cuda"
+        if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        patience = timedelta(days=1)  # while one process decodes a large data set
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=patience)
     return rank, world
 
 
-def first_alone(rank, world, prepare, *args):
-    """prepare(*args) in the first process, then in the others, which find what it has written."""
-    result = prepare(*args) if rank == 0 else None
-    if world > 1:
+def first_alone(prepare, *args):
+    """prepare(*args) in a machine's first process, then in its others, which find what it has written."""
+    result = prepare(*args) if int(os.environ.get("LOCAL_RANK", 0)) == 0 else None
+    if dist.is_initialized():
         dist.barrier()
     return result or prepare(*args)
 
@@ -62,7 +68,7 @@ class BigTrainer(Trainer):
 
     def __init__(self, network, loss, data, config, run, validation, metadata, pictures, rank=0, world=1):
         super().__init__(network, loss, data, config, run, validation, metadata, pictures)
-        self.quiet = rank > 0
+        self.quiet, self.evaluated_at_once = rank > 0, config.batch_size
         self.rank, self.world, self.last_checkpoint = rank, world, time.monotonic()
         if rank > 0 and config.resume:
             self.restore(load_state(find_state(config.resume)))
@@ -80,7 +86,6 @@ class BigTrainer(Trainer):
 
     def backward(self, indices):
         """Gradients of the mean over the images of all processes."""
-        torch.manual_seed(torch.initial_seed() + (self.rank << 32))  # each process its own t and noise
         micro_batches = indices[self.rank :: self.world].split(self.config.batch_size)
         total = 0.0
         for i, part in enumerate(micro_batches):
@@ -92,7 +97,14 @@ class BigTrainer(Trainer):
                     loss = self.with_loss(*batch) / len(micro_batches)
                 loss.backward()
             total += loss.detach()
-        return total
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total / self.world
+
+    def seed_step(self):
+        """Each process has its own t and noise (of a seed torch's CPU generator keeps 32 bits)."""
+        step = self.config.seed * 1_000_003 + self.step
+        torch.manual_seed(step * self.world + self.rank)
 
     def autocast(self):
         if self.config.precision == "auto":

@@ -16,6 +16,7 @@ import os
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,11 @@ from tqdm import tqdm
 from common.command import UserError, check_choice
 from common.runs import make_folder, read_json, write_atomically
 from lesson_06_miniglide.sources import NOT_DOWNLOADED, fingerprint, list_files, read_records
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 CHUNK = 512  # records
 LONG_CAPTION = 1000  # characters
@@ -53,26 +59,42 @@ def load_cache(
     name = f"{Path(data_dir).resolve().name}_{size}_{resize}" + f"_{limit}" * bool(limit)
     folder = Path(cache_dir or Path(data_dir) / ".cache") / name
     make_folder(folder, "--cache-dir")
-    begin(folder, settings)
-    if not (folder / "manifest.json").exists():
-        try:
-            build(folder, Path(data_dir), read_records(data_dir, files, dogs), settings)
-        except OSError as error:
-            raise UserError(f"--cache-dir {folder} cannot be written ({error.strerror})") from None
+    with alone(folder):
+        if not begin(folder, settings):
+            records = read_records(data_dir, files, dogs)
+            try:
+                build(folder, Path(data_dir), records, settings)
+            except OSError as error:
+                raise UserError(f"--cache-dir {folder} cannot be written ({error.strerror})") from None
     manifest = read_json(folder / "manifest.json")
     check_broken(manifest, folder, data_dir, allow_broken)
     captions = [caption for chunk in finished(folder) for caption in chunk["captions"]][: manifest["images"]]
     return np.memmap(folder / "images.uint8", np.uint8, "r", shape=(len(captions), size, size, 3)), captions
 
 
+@contextmanager
+def alone(folder):
+    """Other programs that want this cache wait; the lock ends with the program, however that ends."""
+    with open(folder / "lock", "w") as file:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def begin(folder, settings):
-    """Keep what is in the folder if it belongs to these settings, else start anew."""
-    path = folder / "settings.json"
-    if path.exists() and read_json(path) == settings:
-        return
-    for name in ("manifest.json", "chunks.jsonl", "images.uint8"):
-        (folder / name).unlink(missing_ok=True)
-    write_atomically(path, lambda part: part.write_text(json.dumps(settings, indent=1)))
+    """Whether the cache is complete. What belongs to other settings, or is damaged, is taken away."""
+    path, images = folder / "settings.json", folder / "images.uint8"
+    try:
+        same = json.loads(path.read_text()) == settings
+        expected = 3 * settings["size"] ** 2 * sum(len(chunk["captions"]) for chunk in finished(folder))
+        whole = not expected or images.stat().st_size >= expected
+    except (OSError, ValueError):
+        same = whole = False
+    if not (same and whole):
+        for name in ("manifest.json", "chunks.jsonl", "images.uint8"):
+            (folder / name).unlink(missing_ok=True)
+        write_atomically(path, lambda part: part.write_text(json.dumps(settings, indent=1)))
+    return (folder / "manifest.json").exists()
 
 
 def finished(folder):
@@ -90,11 +112,13 @@ def build(folder, data_dir, records, settings):
     text = "".join(map(as_line, chunks))
     write_atomically(folder / "chunks.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
     with (
+        warnings.catch_warnings(),
         open(folder / "images.uint8", "ab") as images,
         open(folder / "chunks.jsonl", "a", encoding="utf-8") as journal,
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=len(records), initial=done, desc=f"decoding {data_dir.name}", unit="image") as bar,
     ):
+        warnings.simplefilter("ignore")  # Pillow's, of odd files
         images.truncate(count * 3 * settings["size"] ** 2)  # off with what no line speaks of
         for start in range(done, len(records), CHUNK):
             if count >= limit:
@@ -133,19 +157,17 @@ def decode(data_dir, record, settings):
     if record.problem:
         return None, [record.problem]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(data_dir / record.image) as image:
-                image.draft(
-                    None, (2 * settings["size"],) * 2
-                )  # a large JPEG is decoded at a fraction of its size
-                notes = [UNUSUAL[image.mode]] if image.mode in UNUSUAL else []
-                if image.getexif().get(ORIENTATION, 1) != 1:
-                    notes.append("rotated by its EXIF")
-                    image = ImageOps.exif_transpose(image)
-                if image.has_transparency_data:
-                    notes.append("transparent")
-                return RESIZES[settings["resize"]](to_rgb(image), settings["size"]).tobytes(), notes
+        with Image.open(data_dir / record.image) as image:
+            image.draft(
+                None, (2 * settings["size"],) * 2
+            )  # a large JPEG is decoded at a fraction of its size
+            notes = [UNUSUAL[image.mode]] if image.mode in UNUSUAL else []
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                notes.append("rotated by its EXIF")
+                image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                notes.append("transparent")
+            return RESIZES[settings["resize"]](to_rgb(image), settings["size"]).tobytes(), notes
     except Exception:  # Pillow raises many kinds for broken files
         return None, ["broken, or no image"]
 
@@ -162,7 +184,7 @@ def to_rgb(image):
 
 def tidy(caption):
     """(the caption on one line, what was unusual about it). Any text is a caption, the empty one too."""
-    caption = " ".join(caption.split())
+    caption = " ".join(caption.encode(errors="replace").decode().split())  # half a surrogate pair is no text
     found = {
         "empty caption": not caption,
         "long caption": len(caption) > LONG_CAPTION,
@@ -192,7 +214,8 @@ def check_broken(manifest, folder, data_dir, allow_broken):
     broken = [
         (names[0], len(names), note) for note, names in manifest["skipped"].items() if note != NOT_DOWNLOADED
     ]
-    share = sum(count for _, count, _ in broken) / manifest["records"]
+    there = manifest["records"] - len(manifest["skipped"].get(NOT_DOWNLOADED, []))
+    share = sum(count for _, count, _ in broken) / max(1, there)
     list_of_all = f"all are listed in {folder / 'manifest.json'}"
     if not manifest["images"]:
         raise UserError(

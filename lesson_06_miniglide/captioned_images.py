@@ -1,6 +1,8 @@
 """What lesson 6 trains on: images with captions, from a cache on the disk or drawn, tokenized once."""
 
+import math
 import random
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from common.data import to_float
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
 from lesson_06_miniglide import shapes
 from lesson_06_miniglide.cache import load_cache
+from lesson_06_miniglide.presets import IMAGE_SHAPE
 
-SIZE = 64  # pixels
 NUM_DRAWN = 20_000  # pictures of shapes
 
 
@@ -34,7 +36,7 @@ class CaptionedImages:
     def batch(self, indices):
         """x_0 float [B, 3, size, size] in [-1, 1], tokens and mask [B, context]."""
         rows = self.rows[indices]
-        x_0 = to_float(torch.from_numpy(self.images[rows.numpy()])).permute(0, 3, 1, 2).contiguous()
+        x_0 = as_batch(self.images[rows.numpy()])
         if self.flip:
             mirrored = torch.rand(len(x_0)) < 0.5
             x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(3), x_0)
@@ -44,6 +46,10 @@ class CaptionedImages:
     def captions_of(self, indices):
         return [self.captions[i] for i in self.caption_of[self.rows[indices]].tolist()]
 
+    def most_frequent(self, count):
+        counts = Counter(self.caption_of[self.rows].tolist())
+        return [self.captions[i] for i, _ in counts.most_common(count)]
+
     def tokenized(self, tokenizer):
         tokens, mask = tokenizer.encode(self.captions)
         return replace(self, tokens=tokens.int(), mask=mask)
@@ -51,8 +57,13 @@ class CaptionedImages:
     def split(self, fraction, seed=0):
         """(for training, held back): a random share of the images is never trained on."""
         order = self.rows[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))]
-        held_back = round(fraction * len(self))
+        held_back = min(math.ceil(fraction * len(self)), len(self) - 1)
         return replace(self, rows=order[held_back:]), replace(self, rows=order[:held_back], flip=False)
+
+
+def as_batch(images):
+    """uint8 [N, H, W, 3] -> float [N, 3, H, W] in [-1, 1]."""
+    return to_float(torch.from_numpy(np.ascontiguousarray(images))).permute(0, 3, 1, 2).contiguous()
 
 
 def captioned_images(name, images, captions, flip=False):
@@ -65,7 +76,7 @@ def captioned_images(name, images, captions, flip=False):
 def load_images(config):
     """The data set that the flags name; drawn shapes if they name none. Raises UserError.
 
-    Photos are mirrored at random; shapes are not, for left is not right there.
+    Shapes are not mirrored, for left is not right there.
     """
     if config.data_dir is None:
         if config.dogs:
@@ -79,9 +90,15 @@ def load_images(config):
     if config.dogs and config.image_limit:
         print("data: --image-limit is not for --dogs, whose photos are all used")
     images, captions = load_cache(
-        config.data_dir, SIZE, config.resize, config.dogs, limit, config.cache_dir, config.allow_broken
+        config.data_dir,
+        IMAGE_SHAPE[-1],
+        config.resize,
+        config.dogs,
+        limit,
+        config.cache_dir,
+        config.allow_broken,
     )
-    return captioned_images(Path(config.data_dir).resolve().name, images, captions, flip=True)
+    return captioned_images(Path(config.data_dir).resolve().name, images, captions, config.flip)
 
 
 def drawn_shapes(n, seed=0, held_out=False):
@@ -103,7 +120,10 @@ def make_tokenizer(captions, text, vocabulary=None):
         files = [Path(vocabulary) / name for name in ("encoder.json", "vocab.bpe")]
         if missing := [file for file in files if not file.is_file()]:
             raise UserError(f"--vocabulary {vocabulary} lacks {missing[0].name}; it takes GPT-2's two files")
-        tokenizer = CaptionTokenizer.from_gpt2_files(*files, text.context)
+        try:
+            tokenizer = CaptionTokenizer.from_gpt2_files(*files, text.context)
+        except Exception as error:  # of the library's own kind
+            raise UserError(f"--vocabulary {vocabulary} cannot be read ({error})") from None
     cut = sum(len(tokenizer.pieces(caption)) > text.context for caption in captions)
     if cut:
         print(f"captions: {cut} of {len(captions)} are cut after {text.context} tokens")

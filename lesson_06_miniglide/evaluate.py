@@ -22,9 +22,9 @@ from common.data import to_uint8
 from common.evaluation import fid_between, kid_between
 from common.runs import describe_machine, make_folder, write_atomically
 from lesson_06_miniglide import shapes
-from lesson_06_miniglide.captioned_images import drawn_shapes, load_images
+from lesson_06_miniglide.captioned_images import as_batch, drawn_shapes, load_images
 from lesson_06_miniglide.generate import Generator
-from lesson_06_miniglide.photo_judge import as_batch, photo_judge
+from lesson_06_miniglide.photo_judge import photo_judge
 
 CHUNK = 100  # samples drawn at a time and kept in one file
 
@@ -47,6 +47,7 @@ class Config:
     steps: int = 20
     sampler: str = "dpm++"  # ddpm, ddim or dpm++
     features: str = "judge"  # inception (needs torch-fidelity and a download), or judge (photo_judge.py)
+    flip: bool = True  # as in training: what is memorised may be so mirrored
     seed: int = 0
     device: str = "auto"
     out: str = "evaluation"  # the folder for samples and evaluation.json
@@ -55,7 +56,7 @@ class Config:
 def draw_all(generator, captions, name, config):
     """uint8 [N, 64, 64, 3], a sample a caption; a chunk that is on the disk already is not drawn again."""
     settings = f"s{config.guidance_scale:g}_{config.sampler}_{config.steps}_seed{config.seed}"
-    folder = Path(config.out) / f"{name}_{generator.name}_{settings}"
+    folder = Path(config.out) / f"{name}_{generator.name}_{settings}_n{len(captions)}"
     make_folder(folder, "--out")
     parts = []
     for start in range(0, len(captions), CHUNK):
@@ -73,8 +74,8 @@ def draw_all(generator, captions, name, config):
     return np.concatenate(parts)
 
 
-def inception(images):
-    """[N, 2048], the features that papers use."""
+def inception():
+    """(uint8 images [N, 64, 64, 3]) -> [N, 2048], the features that papers use. Raises UserError."""
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -85,11 +86,20 @@ def inception(images):
             f"--features inception cannot be had ({reason}); pip install torch-fidelity and allow its "
             "download of 91 MB, or use --features judge"
         ) from None
-    batches = np.array_split(images, -(-len(images) // 50))
-    return torch.cat([network(torch.from_numpy(b).permute(0, 3, 1, 2)).float() for b in batches])
+
+    def features_of(images):
+        batches = np.array_split(images, -(-len(images) // 50))
+        return torch.cat([network(torch.from_numpy(b).permute(0, 3, 1, 2)).float() for b in batches])
+
+    return features_of
 
 
-FEATURES = {"inception": inception, "judge": lambda images: photo_judge()[0].read(images)[0]}
+def judge():
+    network, _ = photo_judge()
+    return lambda images: network.read(images)[0]
+
+
+FEATURES = {"inception": inception, "judge": judge}
 
 
 def compare(samples, real, features_of):
@@ -131,7 +141,7 @@ def memorised(samples, images, held_back):
 
 def check_shapes(generator, config):
     """The shares of samples that show all of their caption, for captions as in training and held out."""
-    measured = {}
+    measured = {"n": config.num_samples}
     for name, held_out in (("all_right", False), ("all_right_held_out", True)):
         data = drawn_shapes(config.num_samples, seed=config.seed + 1, held_out=held_out)
         captions = data.captions_of(torch.arange(len(data)))
@@ -141,11 +151,11 @@ def check_shapes(generator, config):
     return measured
 
 
-def check_photos(generator, data, config):
+def check_photos(generator, data, features_of, config):
     n = min(config.num_samples, len(data))
     captions = data.captions_of(torch.linspace(0, len(data) - 1, n).long())
     samples = draw_all(generator, captions, data.name, config)
-    measured = compare(samples, data.images, FEATURES[config.features])
+    measured = {"n": n} | compare(samples, data.images, features_of)
     if config.dogs:
         measured |= read_dogs(samples, captions)
     if config.held_back_dir:
@@ -156,14 +166,21 @@ def check_photos(generator, data, config):
 
 def main(config):
     check_choice("--features", config.features, FEATURES)
+    if config.num_samples < 2:
+        raise UserError(f"--num-samples is {config.num_samples}; two are the least that can be compared")
+    generators = [Generator.load(checkpoint, config.device) for checkpoint in config.checkpoint or (None,)]
     data = load_images(config) if config.data_dir else None
+    features_of = FEATURES[config.features]() if data else None
     make_folder(config.out, "--out")
     rows = []
-    for checkpoint in config.checkpoint or (None,):
-        generator = Generator.load(checkpoint, config.device)
-        measured = check_photos(generator, data, config) if data else check_shapes(generator, config)
-        settings = ("num_samples", "guidance_scale", "steps", "sampler", "resize", "features", "seed")
-        rows.append({"checkpoint": checkpoint, **{k: getattr(config, k) for k in settings}, **measured})
+    settings = ("guidance_scale", "steps", "sampler", "resize", "features", "seed")
+    settings = {name: getattr(config, name) for name in settings} | {"resize_filter": "bicubic"}
+    for checkpoint, generator in zip(config.checkpoint or ("shipped",), generators):
+        if data:
+            measured = check_photos(generator, data, features_of, config)
+        else:
+            measured = check_shapes(generator, config)
+        rows.append({"checkpoint": checkpoint, **settings, **measured})
         print("  ".join(f"{k} {v}" for k, v in rows[-1].items()))
     text = json.dumps({"rows": rows, "machine": describe_machine()}, indent=1) + "\n"
     write_atomically(Path(config.out) / "evaluation.json", lambda path: path.write_text(text))

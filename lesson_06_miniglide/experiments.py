@@ -9,21 +9,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
 
 from common.command import run_command
 from common.data import to_uint8
+from common.evaluation import fid_between
 from common.experiments import Experiment, ExperimentConfig, run_experiment
-from lesson_01_ddpm.diffusion import loss_at_random_t, squared_error
+from lesson_01_ddpm.diffusion import squared_error
 from lesson_04_text_conditioning.velocity import loss_velocity, loss_velocity_simple
-from lesson_05_cfg.guidance import drop_captions
 from lesson_06_miniglide import shapes
-from lesson_06_miniglide.captioned_images import drawn_shapes, make_tokenizer
+from lesson_06_miniglide.captioned_images import NUM_DRAWN, as_batch, drawn_shapes, make_tokenizer
 from lesson_06_miniglide.generate import LESSON, Generator
-from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network
+from lesson_06_miniglide.presets import PRESETS, loss_of_captions, new_diffusion, new_network
 
 SCALES = (1, 3)  # of guidance
-SHOWN_STEPS = 20  # of DPM-Solver++
-NUM_SHAPES = 20_000
+SHOWN_STEPS = 50  # ancestral: the one sampler that uses the learned variance
 SHOWN = ["a large red circle", "a blue square right of a white triangle", "three green triangles"]
 SHOWN += ["a small red triangle", "a blue circle above a yellow square"]  # these two are held out
 
@@ -33,8 +33,13 @@ class Config(ExperimentConfig):
     """Measure a claim of lesson 6."""
 
 
+def thumbnails(images):
+    """[N, 3, 64, 64] -> [N, 192], colours at 8x8: enough to tell distributions of shapes apart."""
+    return adaptive_avg_pool2d(images.clamp(-1, 1), 8).flatten(1)
+
+
 def in_0_to_1(diffusion, denoiser, x_0, t, noise):
-    """The mistake: images left in [0, 1], which our losses would refuse."""
+    """The mistake: images left in [0, 1], which our losses would refuse; without the bound."""
     eps_hat = diffusion.ask(denoiser, diffusion.q_sample((x_0 + 1) / 2, t, noise), t)[:, : x_0.shape[1]]
     return squared_error(eps_hat, noise) / diffusion.alpha_bar[t.cpu()].float().to(x_0.device)
 
@@ -64,27 +69,26 @@ VARIANTS = {
 def errata(config):
     """Each mistake of the original for the same steps: how many samples show all that their caption says?"""
     experiment = Experiment(LESSON, config)
-    data = drawn_shapes(NUM_SHAPES)
-    diffusion, (_, settings, text) = new_diffusion(1000), PRESETS["tiny"]
+    data, real = drawn_shapes(NUM_DRAWN), drawn_shapes(config.num_samples, seed=1)
+    diffusion, (settings, text, *_) = new_diffusion(1000), PRESETS["tiny"]
     tokenizer = make_tokenizer(data.captions, text)
     data, held_back = data.tokenized(tokenizer).split(0.02)
-    captions = drawn_shapes(config.num_samples, seed=1).captions_of(torch.arange(config.num_samples))
+    captions = real.captions_of(torch.arange(config.num_samples))
     shown = {}
 
+    def draw(name, generator, captions, scale):
+        samples = generator.draw(captions, scale, config, SHOWN_STEPS, "ddpm")
+        return 2 * samples - 1 if name == "images in [0, 1]" else samples
+
     def measure(name, generator, scale):
-        samples = generator.draw(captions, scale, config, SHOWN_STEPS)
-        if name == "images in [0, 1]":
-            samples = 2 * samples - 1
+        samples = draw(name, generator, captions, scale)
         images = to_uint8(samples).permute(0, 2, 3, 1).numpy()
         right = [shapes.check(image, caption) for image, caption in zip(images, captions)]
-        return {"n": len(right), "all_right": sum(right) / len(right)}
+        fid = fid_between(thumbnails(as_batch(real.images)), thumbnails(samples))
+        return {"n": len(right), "all_right": sum(right) / len(right), "fid_of_thumbnails": fid}
 
     for name, (at_t, drop) in VARIANTS.items():
-
-        def loss(network, x_0, tokens, mask, at_t=at_t, drop=drop):
-            text = network.encode_text(tokens, drop_captions(mask, drop))
-            return loss_at_random_t(at_t, diffusion, partial(network, text=text), x_0)
-
+        loss = loss_of_captions(at_t, diffusion, drop)
         torch.manual_seed(config.seed)
         learned = settings if name != "simple" else replace(settings, out_channels=settings.out_channels // 2)
         vocabulary = replace(text, vocab_size=tokenizer.vocab_size)
@@ -102,7 +106,7 @@ def errata(config):
         generator = Generator(trained, diffusion, tokenizer)
         for scale in SCALES:
             experiment.row(measure, name, generator, scale, variant=name, guidance_scale=scale)
-        shown[name] = generator.draw(SHOWN * 2, 3, config, SHOWN_STEPS)
+        shown[name] = draw(name, generator, SHOWN * 2, 3)
     experiment.save_rows(shown)
     experiment.save_losses(VARIANTS)
 

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 import torch
 
-from common.command import check_choice, pick_device
+from common.command import UserError, check_choice, pick_device
 from common.sampling import load_network, sample_batches
 from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_04_text_conditioning.captioned_mnist import denoiser_of_prompts, tokenizer_of
@@ -42,6 +42,10 @@ class Generator:
     def draw(self, prompts, guidance_scale, config, steps=20, sampler="dpm++"):
         """A sample a prompt: float [N, 3, 64, 64]. config: with `seed` and `device`."""
         check_choice("--sampler", sampler, SAMPLERS)
+        if not 0 <= guidance_scale < float("inf"):
+            raise UserError(f"a guidance scale of {guidance_scale}: it must be 0 (no caption), 1 or greater")
+        if not 1 <= steps <= self.diffusion.num_timesteps:
+            raise UserError(f"--steps {steps}: the network knows {self.diffusion.num_timesteps} timesteps")
         denoiser_for = partial(guided, guidance_scale=guidance_scale)
         denoiser_of = denoiser_of_prompts(self.network, self.tokenizer, prompts, denoiser_for)
         sampler = partial(SAMPLERS[sampler], self.diffusion.evenly(steps))

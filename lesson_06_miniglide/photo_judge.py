@@ -21,9 +21,9 @@ from torch import nn
 
 from common.classifier import block, fit
 from common.command import UserError, run_command
-from common.data import to_float
-from common.runs import write_atomically
+from common.runs import make_folder, write_atomically
 from lesson_06_miniglide.cache import load_cache
+from lesson_06_miniglide.captioned_images import as_batch
 
 WEIGHTS = Path(__file__).parent / "pretrained" / "photo_judge.safetensors"
 NUM_FEATURES = 128
@@ -51,11 +51,6 @@ class PhotoJudge(nn.Module):
         starts = range(0, len(images), batch_size)
         features = torch.cat([self.body(as_batch(images[i : i + batch_size])) for i in starts])
         return features, self.head(features).softmax(-1)
-
-
-def as_batch(images):
-    """uint8 [N, H, W, 3] -> float [N, 3, H, W] in [-1, 1]."""
-    return to_float(torch.from_numpy(np.ascontiguousarray(images))).permute(0, 3, 1, 2)
 
 
 @cache
@@ -98,9 +93,14 @@ class Config:
 
 def main(config):
     torch.manual_seed(config.seed)
+    make_folder(WEIGHTS.parent, "the folder")
     dogs, captions = load_cache(config.dogs_dir, dogs=True, cache_dir=config.cache_dir)
     breeds = sorted(set(captions))
     labels = torch.tensor([breeds.index(caption) for caption in captions])
+    test, test_captions = load_cache(config.test_dir, dogs=True, cache_dir=config.cache_dir)
+    if unknown := set(test_captions) - set(breeds):
+        raise UserError(f"--test-dir holds {', '.join(sorted(unknown))}, which --dogs-dir does not")
+    breed = torch.tensor([breeds.index(caption) for caption in test_captions])
     others, other_captions = load_cache(config.others_dir, cache_dir=config.cache_dir)
     no_dog = [i for i, c in enumerate(other_captions) if not any(b.lower() in c.lower() for b in breeds)]
     others = others[no_dog]
@@ -115,8 +115,6 @@ def main(config):
 
     judge = fit(PhotoJudge(len(breeds) + 1), images_at, labels, config, weight, max_lr=4e-3)
 
-    test, test_captions = load_cache(config.test_dir, dogs=True, cache_dir=config.cache_dir)
-    breed = torch.tensor([breeds.index(caption) for caption in test_captions])
     read, read_others = judge.read(test)[1], judge.read(others[held_back])[1]
     measured = {
         "breeds": breeds,

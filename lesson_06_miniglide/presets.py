@@ -8,17 +8,22 @@
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import tyro
 
 from common.command import UserError, check_choice, run_command
 from common.runs import as_config
-from lesson_01_ddpm.diffusion import GaussianDiffusion
+from lesson_01_ddpm.diffusion import GaussianDiffusion, loss_at_random_t, loss_simple
 from lesson_02_improved_ddpm.schedules import cosine_betas
+from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_03_adm.adm_unet import ADMConfig
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_04_text_conditioning.text_unet import TextUNet
+from lesson_04_text_conditioning.velocity import loss_velocity, loss_velocity_simple
+from lesson_05_cfg.guidance import drop_captions
 from lesson_06_miniglide.patches import PATCH, PatchVelocityUNet
 
 IMAGE_SHAPE = (3, 64, 64)
@@ -46,26 +51,41 @@ TINY = ADMConfig(
     groups=8,
 )
 TINY_TEXT = TextConfig(1000, context=24, width=64, layers=2, heads=4)
+
+
+class Preset(NamedTuple):
+    network: ADMConfig
+    text: TextConfig
+    velocity: bool = False  # PatchVelocityUNet, trained on its velocity; else TextUNet, on eps
+    learning_rate: float = 1e-4
+
+    @property
+    def losses(self):
+        """(L_hybrid, L_simple) at given t."""
+        return (loss_velocity, loss_velocity_simple) if self.velocity else (loss_hybrid, loss_simple)
+
+
 PRESETS = {
-    "tiny": (PatchVelocityUNet, TINY, TINY_TEXT),
-    "report": (TextUNet, replace(GLIDE, num_channels=96, num_head_channels=32), GLIDE_TEXT),
-    "glide": (TextUNet, GLIDE, GLIDE_TEXT),
+    "tiny": Preset(TINY, TINY_TEXT, velocity=True, learning_rate=1e-3),
+    "report": Preset(replace(GLIDE, num_channels=96, num_head_channels=32), GLIDE_TEXT),
+    "glide": Preset(GLIDE, GLIDE_TEXT),
 }
 
 
-def new_network(preset, network, text, alpha_bar):
+def new_network(preset, network, text, alpha_bar=None):
     """The network of a preset's kind with these settings (ADMConfig, TextConfig).
 
-    alpha_bar: [T] of the process, for kinds that predict a velocity. Raises ValueError if channels and heads
+    alpha_bar: [T] of the process, for those that predict a velocity. Raises ValueError if channels and heads
     or channels and groups do not fit together.
     """
-    kind = PRESETS[preset][0]
-    return kind(network, text, alpha_bar) if kind is PatchVelocityUNet else kind(network, text)
+    if PRESETS[preset].velocity:
+        return PatchVelocityUNet(network, text, alpha_bar)
+    return TextUNet(network, text)
 
 
 def settings_of(config):
     """(ADMConfig, TextConfig) of the preset with what flags change. Raises UserError if they do not fit."""
-    _, network, text = PRESETS[config.preset]
+    network, text, *_ = PRESETS[config.preset]
     network = changed(
         network,
         num_channels=config.num_channels,
@@ -100,6 +120,16 @@ def rebuild(facts):
     return new_network(facts["config"]["preset"], network, text, diffusion.alpha_bar), diffusion
 
 
+def loss_of_captions(at_t, diffusion, drop_caption):
+    """(network, x_0, tokens, mask) -> [N]: the loss `at_t` at random t, some captions dropped."""
+
+    def loss(network, x_0, tokens, mask):
+        text = network.encode_text(tokens, drop_captions(mask, drop_caption))
+        return loss_at_random_t(at_t, diffusion, partial(network, text=text), x_0)
+
+    return loss
+
+
 def budget(network):
     """component -> parameters of a TextUNet."""
     unet, text = network.unet, network.text
@@ -129,7 +159,7 @@ def main(config):
     check_choice("preset", config.preset or "tiny", PRESETS)
     names = [config.preset] if config.preset else list(PRESETS)
     with torch.device("meta"):  # shapes without memory
-        budgets = [budget(new_network(n, *PRESETS[n][1:], torch.ones(1000))) for n in names]
+        budgets = [budget(new_network(n, *PRESETS[n][:2], torch.ones(1000))) for n in names]
     print(f"{'':24}" + "".join(f"{name:>14}" for name in names))
     for part in budgets[0]:
         print(f"{part:24}" + "".join(f"{counts[part]:14,}" for counts in budgets))

@@ -30,7 +30,9 @@ SIZES = [None, *RADII]
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 BACKGROUND = 25
 GAP = 3  # pixels between two shapes, at least
-SPECK = 12  # pixels; what is smaller is not read
+# What the checker forgives: a radius, in pixels; a colour, of 255; specks of so many pixels in all; and the
+# share of pixels that a shape must have in common with a true drawing of it.
+SLACK, NEAR, SPECK, ALIKE = 0.7, 50, 12, 0.85
 # Shapes as the half-planes (a, b, c) with a x + b y <= c; all have the area of the unit circle.
 SIDE, EDGE = np.pi**0.5 / 2, (np.pi / 27**0.5) ** 0.5
 HALF_PLANES = {
@@ -73,7 +75,9 @@ class Thing(NamedTuple):
 
     @property
     def size(self):
-        return "small" if self.radius < 7 else "large"
+        """None, if it is of neither size."""
+        near = ((size, low - SLACK, high + SLACK) for size, (low, high) in RADII.items())
+        return next((size for size, low, high in near if low <= self.radius <= high), None)
 
 
 def parse(caption):
@@ -87,6 +91,8 @@ def parse(caption):
         if not found or bool(found[5]) != (count > 1):
             raise ValueError(f"{part!r} names no shapes of this data set")
         groups.append(Group(count, *found.groups()[1:4]))
+    if relation and [group.count for group in groups] != [1, 1]:
+        raise ValueError(f"{caption!r}: only single shapes stand to each other here")
     return Scene(tuple(groups), relation)
 
 
@@ -164,25 +170,29 @@ def check(image, caption):
 
 
 def fits(thing, group):
-    return (thing.colour, thing.shape) == group[2:] and group.size in (None, thing.size)
+    sizes = (group.size,) if group.size else RADII
+    return (thing.colour, thing.shape) == group[2:] and thing.size in sizes
 
 
 def read(image):
-    """The Things in a picture, uint8 [size, size, 3]; None if a part of it is no shape of this data set."""
+    """The Things in a picture, uint8 [size, size, 3]; None if a part of it is nothing of this data set."""
     pixels = image.astype(np.float32)
     bright = pixels.max(-1)
     palette = np.float32(list(PALETTE.values()))
     hues = pixels / bright.clip(1)[..., None], palette / palette.max(-1, keepdims=True)
     colours = np.square(hues[0][:, :, None] - hues[1]).sum(-1).argmin(-1)
     colours[bright < (BACKGROUND + 220) / 2] = -1
-    things = []
+    things, left = [], abs(pixels - BACKGROUND).max(-1) > NEAR  # what no thing accounts for
     for index, colour in enumerate(PALETTE):
         for part in components(colours == index):
             if part.sum() >= SPECK:
-                if (thing := recognise(part, colour)) is None:
+                thing = recognise(part, colour)
+                inside = distance(thing, len(image)) < -1
+                if likeness(thing, part) < ALIKE or abs(pixels[inside].mean(0) - palette[index]).max() > NEAR:
                     return None
+                left &= distance(thing, len(image)) > 2
                 things.append(thing)
-    return things
+    return things if left.sum() < SPECK else None
 
 
 def components(mask):
@@ -194,14 +204,14 @@ def components(mask):
 
 
 def recognise(part, colour):
-    """The Thing whose drawing is most like a connected part, if the two share 3/4 of their pixels."""
+    """The Thing whose drawing is most like a connected part."""
     y, x = (axis.mean() for axis in part.nonzero())
     radius = (part.sum() / np.pi) ** 0.5
     candidates = [Thing(x, y, radius, colour, shape) for shape in SHAPES]
+    return max(candidates, key=lambda thing: likeness(thing, part))
 
-    def likeness(thing):
-        drawn = distance(thing, len(part)) < 0
-        return (drawn & part).sum() / (drawn | part).sum()
 
-    best = max(candidates, key=likeness)
-    return best if likeness(best) >= 0.75 else None
+def likeness(thing, part):
+    """The share of pixels that a drawing of the thing and a part of the picture have in common."""
+    drawn = distance(thing, len(part)) < 0
+    return (drawn & part).sum() / (drawn | part).sum()

@@ -10,12 +10,14 @@ No image is opened here.
 """
 
 import csv
+import io
 import json
 import os
 import re
 from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
+from posixpath import normpath
 from typing import NamedTuple
 
 from common.command import UserError
@@ -38,32 +40,41 @@ def read_records(folder, files, dogs=False):
     """All records of a data set, in an order that depends on the files' names alone.
 
     files: `list_files` of the folder. dogs: take it as Stanford Dogs, whatever it looks like. Raises
-    UserError if the folder is in none of the layouts.
+    UserError if the folder is in none of the layouts, or if a file with captions cannot be read.
     """
     for read in [read_dogs] if dogs else LAYOUTS:
-        if records := read(folder, files):
-            return records
+        try:
+            if records := read(Path(folder), files):
+                return records
+        except OSError as error:
+            raise UserError(f"--data-dir: {error.filename} cannot be read ({error.strerror})") from None
     wanted = LAYOUTS[read_dogs] if dogs else "; ".join(LAYOUTS.values())
     raise UserError(f"--data-dir {folder} holds no images with captions; looked for {wanted}")
 
 
 def list_files(folder):
-    """path below `folder` -> (bytes, time of change), of all files in it that are not hidden."""
+    """path below `folder` -> (bytes, time of change), of all its files; hidden ones and dead links are not.
+
+    Links to folders are not followed. Raises UserError if there is no such folder, or it cannot be read.
+    """
     if not Path(folder).is_dir():
         raise UserError(f"--data-dir {folder} is not a folder")
     found, left = {}, [""]
-    while left:
-        inside = left.pop()
-        with os.scandir(Path(folder) / inside) as entries:
-            for entry in entries:
-                path = f"{inside}{entry.name}"
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    left.append(f"{path}/")
-                else:
-                    stat = entry.stat()
-                    found[path] = (stat.st_size, stat.st_mtime_ns)
+    try:
+        while left:
+            inside = left.pop()
+            with os.scandir(Path(folder) / inside) as entries:
+                for entry in entries:
+                    path = f"{inside}{entry.name}"
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(f"{path}/")
+                    elif entry.is_file():
+                        stat = entry.stat()
+                        found[path] = (stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"--data-dir: {error.filename} cannot be read ({error.strerror})") from None
     return dict(sorted(found.items()))
 
 
@@ -71,50 +82,71 @@ def fingerprint(files):
     """A short name for the state of a folder: it changes when a file comes, goes or is written."""
     digest = sha256()
     for path, (size, changed) in files.items():
-        digest.update(f"{path}\0{size}\0{changed}\n".encode())
+        digest.update(f"{path}\0{size}\0{changed}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def is_image(path):
+    return path.lower().endswith(IMAGE_ENDINGS)
+
+
+def by_stem(files, wanted):
+    """path without its ending -> the path, of the files that are `wanted`."""
+    return {os.path.splitext(path)[0]: path for path in files if wanted(path)}
+
+
+def read_text(path):
+    """A text file in UTF-8, with or without a byte order mark; bytes that are no UTF-8 become marks."""
+    return path.read_text(encoding="utf-8-sig", errors="replace")
 
 
 def read_dogs(folder, files):
     """n02089078-black-and-tan_coonhound: the caption is all that follows the first hyphen."""
     records = []
-    for path in files:
-        *_, parent, name = ["", "", *path.split("/")]
-        if (breed := BREED.fullmatch(parent)) and name.lower().endswith(IMAGE_ENDINGS):
+    for path in filter(is_image, files):
+        parent = (folder.resolve() / path).parent.name
+        if breed := BREED.fullmatch(parent):
             records.append(Record(path, breed[1].replace("_", " ")))
     return records
 
 
 def read_coco(folder, files):
-    """val2017/000000000139.jpg, and its captions in annotations/captions_val2017.json or elsewhere beside."""
-    place = {path.rpartition("/")[2]: path for path in files if path.lower().endswith(IMAGE_ENDINGS)}
+    """val2017/000000000139.jpg, its captions in annotations/captions_val2017.json or elsewhere beside it.
+
+    Of several files of captions, those are read whose images are there.
+    """
+    place = {path.rpartition("/")[2]: path for path in files if is_image(path)}
     records = []
     for path in files:
         if fnmatch(path.rpartition("/")[2], "captions_*.json"):
             try:
-                content = json.loads((Path(folder) / path).read_bytes())
+                content = json.loads((folder / path).read_bytes())
                 captions = {row["image_id"]: row["caption"] for row in reversed(content["annotations"])}
-                for row in content["images"]:
-                    name, caption = row["file_name"], captions.get(row["id"], "")
-                    problem = None if name in place else "its image is missing"
-                    records.append(Record(place.get(name, name), caption, problem))
+                rows = [(row["file_name"], captions.get(row["id"], "")) for row in content["images"]]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"--data-dir: {path} is not in the layout of MS COCO ({error!r})") from None
+            if any(name in place for name, _ in rows):
+                missing = "its image is missing"
+                records += [Record(place.get(n, n), c, None if n in place else missing) for n, c in rows]
     return records
 
 
 def read_img2dataset(folder, files):
-    """Rows that could not be downloaded have a .json of their own and no image."""
-    records = []
+    """Rows that could not be downloaded have a .json of their own and no image.
+
+    A .json that is neither beside an image nor a row (with `status`) is something else.
+    """
+    images, records = by_stem(files, is_image), []
     for path in files:
         if not path.endswith(".json") or path.endswith("_stats.json"):
             continue
-        image = next((p for ending in IMAGE_ENDINGS if (p := path[: -len(".json")] + ending) in files), None)
+        image = images.get(path.removesuffix(".json"))
         try:
-            row = json.loads((Path(folder) / path).read_bytes())
+            row = json.loads((folder / path).read_bytes())
             caption, status = str(row["caption"] or ""), row["status"]
         except (ValueError, KeyError, TypeError):
-            records.append(Record(image or path, "", "its .json is broken"))
+            if image:
+                records.append(Record(image, "", "its .json is broken"))
             continue
         problem = None if image else "its image is missing"
         if status != "success":
@@ -124,27 +156,32 @@ def read_img2dataset(folder, files):
 
 
 def read_imagefolder(folder, files):
+    """Raises UserError if a metadata file has no column `text`."""
     records = []
     for path in files:
         inside, _, name = path.rpartition("/")
         if name in METADATA:
-            for row in read_rows(Path(folder) / path):
-                if not row.get("file_name"):
-                    records.append(Record(path, "", "a row without file_name"))
-                    continue
-                image = f"{inside}/{row['file_name']}".lstrip("/")
+            rows = read_rows(folder / path)
+            columns = sorted({str(column) for row in rows for column in row})
+            if rows and "text" not in columns:
+                raise UserError(f"--data-dir: {path} has no column `text`, only {', '.join(columns)}")
+            for row in rows:
+                image = normpath(f"{inside}/{row.get('file_name')}").lstrip("/")
                 problem = None if image in files else "its image is missing"
+                if not row.get("file_name"):
+                    image, problem = path, "a row without file_name"
                 records.append(Record(image, str(row.get("text") or ""), problem))
     return records
 
 
 def read_rows(path):
     """The rows of a metadata file as dicts; a line that cannot be read is a dict with nothing in it."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = read_text(path)
     if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
+        csv.field_size_limit(2**31 - 1)
+        return list(csv.DictReader(io.StringIO(text, newline="")))
     rows = []
-    for line in filter(str.strip, text.splitlines()):
+    for line in filter(str.strip, text.split("\n")):
         try:
             row = json.loads(line)
         except ValueError:
@@ -154,17 +191,12 @@ def read_rows(path):
 
 
 def read_sidecars(folder, files):
-    if not any(path.endswith(".txt") for path in files):
-        return []
+    texts = by_stem(files, lambda path: path.lower().endswith(".txt"))
     records = []
-    for path in files:
-        stem, ending = os.path.splitext(path)
-        if ending.lower() in IMAGE_ENDINGS:
-            caption, problem = "", "its .txt is missing"
-            if f"{stem}.txt" in files:
-                caption = (Path(folder) / f"{stem}.txt").read_text(encoding="utf-8", errors="replace")
-                problem = None
-            records.append(Record(path, caption, problem))
+    for path in filter(is_image, files if texts else ()):
+        text = texts.get(os.path.splitext(path)[0])
+        caption = read_text(folder / text) if text else ""
+        records.append(Record(path, caption, None if text else "its .txt is missing"))
     return records
 
 

@@ -4,9 +4,7 @@ python lesson_06_miniglide/train.py --data-dir ../shared/data/stanford_dogs_mini
 """
 
 import math
-from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Annotated
 
 import torch
@@ -15,20 +13,19 @@ from tyro.conf import arg
 
 from common.command import check_choice, run_command
 from common.pictures import label_grid
-from common.runs import Run, saved_config
+from common.runs import Run, find_state, load_weights, saved_config
 from common.training import TrainConfig
-from lesson_01_ddpm.diffusion import loss_at_random_t, loss_simple
-from lesson_02_improved_ddpm.variational_bound import loss_hybrid
-from lesson_04_text_conditioning.velocity import loss_velocity, loss_velocity_simple
-from lesson_05_cfg.guidance import drop_captions
+from lesson_04_text_conditioning.captioned_mnist import tokenizer_of
 from lesson_06_miniglide.big_trainer import PRECISIONS, BigTrainer, first_alone, join_processes
 from lesson_06_miniglide.captioned_images import load_images, make_tokenizer
 from lesson_06_miniglide.generate import LESSON, Generator
-from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
+from lesson_06_miniglide.presets import PRESETS, loss_of_captions, new_diffusion, new_network, settings_of
 
 SCALES = (1, 3, 6)  # of guidance, of the pictures along the way
 # What --defaults stands for.
 ORIGINAL = {"preset": "report", "epochs": 100, "batch_size": 8, "learning_rate": 1e-4, "timesteps": 100}
+NETWORK_FLAGS = ("num_channels", "num_head_channels", "num_res_block", "xf_width", "xf_layers", "xf_heads")
+ORIGINAL |= dict.fromkeys(NETWORK_FLAGS)
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Config(TrainConfig):
     resize: str = "squish"  # to a square, or crop its middle
     cache_dir: str | None = None  # where the decoded images go; default <data-dir>/.cache
     allow_broken: bool = False  # go on when more than 5 % of the images are broken
+    flip: bool = True  # mirror photos at random; not for captions that tell left from right
     validation_fraction: float = 0.02  # of the images, for the validation loss
     vocabulary: str | None = (
         None  # a folder with GPT-2's encoder.json and vocab.bpe; default: a BPE of the captions
@@ -78,77 +76,69 @@ class Config(TrainConfig):
     checkpoint_every: int | None = None  # steps between checkpoints
     delcheck: bool = False  # keep only the newest three checkpoints
     sample_every: int = 1000  # steps between pictures
-    caption: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction
-    ] = ()  # of the pictures; can be given several times
-    resume: Annotated[str | None, arg(aliases=["--continue-train"])] = None  # a run's folder or checkpoint
-    out: Annotated[str | None, arg(aliases=["--checkpoint-dir"])] = (
-        None  # the run's folder; default runs/<lesson>/<time>
-    )
+    # of the pictures; can be given several times; default: the six most frequent
+    caption: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    # a run's folder or one of its checkpoints, to go on where it stopped
+    resume: Annotated[str | None, arg(aliases=["--continue-train"])] = None
+    # the run's folder, with checkpoints/ in it; default runs/lesson_06_miniglide/<time>
+    out: Annotated[str | None, arg(aliases=["--checkpoint-dir"])] = None
 
+    fixed = ("preset", "timesteps", "no_vlb", *NETWORK_FLAGS)
     default_minutes = 60.0
     default_steps = 100_000
 
 
-def new_loss(config, diffusion):
-    """(network, x_0, tokens, mask) -> [N]: L_hybrid, or L_simple with --no-vlb; of the velocity if tiny."""
-    hybrid, simple = (
-        (loss_velocity, loss_velocity_simple) if config.preset == "tiny" else (loss_hybrid, loss_simple)
-    )
-    at_t = simple if config.no_vlb else hybrid
-
-    def loss(network, x_0, tokens, mask):
-        text = network.encode_text(tokens, drop_captions(mask, config.drop_caption))
-        return loss_at_random_t(at_t, diffusion, partial(network, text=text), x_0)
-
-    return loss
-
-
-def shown_prompts(images, config):
-    """What the pictures along the way are of: --caption, else the most frequent captions."""
-    counts = Counter(images.caption_of[images.rows].tolist())
-    return list(config.caption) or [images.captions[i] for i, _ in counts.most_common(6)]
-
-
-def main(config):
+def resolved(config):
+    """The configuration with what --defaults and the preset say about it. Raises UserError."""
     check_choice("--preset", config.preset, PRESETS)
     check_choice("--precision", config.precision, PRECISIONS)
     config = replace(config, **ORIGINAL) if config.defaults else config
-    if config.learning_rate is None:
-        config = replace(config, learning_rate=1e-3 if config.preset == "tiny" else 1e-4)
-    rank, world = join_processes()
+    return replace(config, learning_rate=config.learning_rate or PRESETS[config.preset].learning_rate)
+
+
+def tokenizer_for(config, images, text_settings):
+    """A resumed run reads as it has read before."""
+    if config.resume:
+        _, facts = load_weights(find_state(config.resume).with_suffix(".safetensors"), LESSON)
+        return tokenizer_of(facts)
+    return make_tokenizer(images.captions, text_settings, config.vocabulary)
+
+
+def main(config):
+    config = resolved(config)
     network_settings, text_settings = settings_of(config)
-    images, held_back = first_alone(rank, world, load_images, config).split(config.validation_fraction)
-    tokenizer = make_tokenizer(images.captions, text_settings, config.vocabulary)
+    rank, world = join_processes(config.device)
+    images, held_back = first_alone(load_images, config).split(config.validation_fraction)
+    tokenizer = tokenizer_for(config, images, text_settings)
     text_settings = replace(text_settings, vocab_size=tokenizer.vocab_size)
     images, held_back = images.tokenized(tokenizer), held_back.tokenized(tokenizer)
-    data = f"{images.name}, {len(images)} images"
-    run = Run(LESSON, config, data, keep=3 if config.delcheck else None) if rank == 0 else None
+    name, keep = f"{images.name}, {len(images)} images", 3 if config.delcheck else None
+    run = Run(LESSON, config, name, keep) if rank == 0 else None
 
     torch.manual_seed(config.seed)
     diffusion = new_diffusion(config.timesteps)
     network = new_network(config.preset, network_settings, text_settings, diffusion.alpha_bar)
+    prompts = list(config.caption) or images.most_frequent(6)
     facts = {"network": asdict(network_settings), "text": asdict(text_settings)}
-    prompts = shown_prompts(images, config)
     facts |= {"tokenizer": tokenizer.to_json(), "prompts": prompts}
+    hybrid, simple = PRESETS[config.preset].losses
+    loss = loss_of_captions(simple if config.no_vlb else hybrid, diffusion, config.drop_caption)
 
     def pictures(network):
-        generator = Generator(network, diffusion, tokenizer)
-        rows = [generator.draw(prompts, scale, config, config.at_most(20)) for scale in SCALES]
+        generator, steps = Generator(network, diffusion, tokenizer), config.at_most(min(20, config.timesteps))
+        images = torch.cat([generator.draw(prompts, scale, config, steps) for scale in SCALES])
         names = [f"s = {scale}" for scale in SCALES]
-        return label_grid(torch.cat(rows), len(prompts), row_labels=names, column_labels=prompts)
+        return label_grid(images, len(prompts), row_labels=names, column_labels=prompts)
 
     if config.epochs:
-        steps = math.ceil(config.epochs * len(images) / (config.batch_size * config.grad_accum * world))
-        config = replace(config, steps=steps)
+        epoch = len(images) / (config.batch_size * config.grad_accum * world)
+        config = replace(config, steps=min(config.steps or math.inf, math.ceil(config.epochs * epoch)))
     validation = held_back.batch(torch.arange(min(256, len(held_back)))) if len(held_back) else None
-    trainer = BigTrainer(
-        network, new_loss(config, diffusion), images, config, run, validation, facts, pictures, rank, world
-    )
+    trainer = BigTrainer(network, loss, images, config, run, validation, facts, pictures, rank, world)
     network = trainer.train()
     if run:
-        best = trainer.best if validation else None
-        numbers = {"steps": trainer.step, "images": len(images), "best_validation_loss": best}
+        numbers = {"steps": trainer.step, "images": len(images)}
+        numbers["best_validation_loss"] = trainer.best if validation else None
         run.finish(numbers, "samples.png", pictures(network))
 
 

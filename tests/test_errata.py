@@ -8,9 +8,10 @@ import torch
 
 from lesson_01_ddpm.diffusion import ddpm_sample, loss_at_random_t
 from lesson_02_improved_ddpm.variational_bound import learned_or_small
+from lesson_04_text_conditioning.velocity import loss_velocity_simple
 from lesson_06_miniglide.captioned_images import load_images
-from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
-from lesson_06_miniglide.train import Config, new_loss
+from lesson_06_miniglide.presets import PRESETS, loss_of_captions, new_diffusion, new_network, settings_of
+from lesson_06_miniglide.train import Config
 from tests.conftest import ROOT
 from tests.test_lesson_06_data import picture, save
 
@@ -26,10 +27,45 @@ def test_image_limit_is_not_for_dogs(tmp_path, capsys):
     for breed in ("n00000001-one", "n00000002-two"):
         for i in range(3):
             save(picture(i), tmp_path / "Images" / breed / f"{i}.jpg")
-    flags = {"cache_dir": None, "resize": "squish", "allow_broken": False, "data_dir": str(tmp_path)}
+    flags = {"cache_dir": None, "resize": "squish", "allow_broken": False, "flip": True}
+    flags["data_dir"] = f"{tmp_path}/"  # with a slash at the end
     assert len(load_images(SimpleNamespace(dogs=True, image_limit=2, **flags))) == 6
     assert "--image-limit is not for --dogs" in capsys.readouterr().out
     assert len(load_images(SimpleNamespace(dogs=False, image_limit=2, **flags))) == 2
+
+
+def test_captions_are_dropped_in_training():
+    seen = []
+
+    class Network:
+        def encode_text(self, tokens, mask):
+            seen.append(mask)
+            return "text"
+
+        def __call__(self, x_t, t, text):
+            return torch.zeros(len(x_t), 6, *x_t.shape[2:])
+
+    loss = loss_of_captions(PRESETS["report"].losses[0], new_diffusion(100), 0.2)
+    x_0, mask = torch.linspace(-1, 1, 2000)[:, None, None, None].expand(-1, 3, 2, 2), torch.ones(2000, 4) > 0
+    loss(Network(), x_0, mask.long(), mask)
+    assert abs((~seen[0].any(1)).float().mean() - 0.2) < 0.05
+
+
+def test_the_bound_teaches_the_variance_of_every_preset():
+    for preset in PRESETS.values():
+        hybrid, simple = preset.losses
+        diffusion, torch_seed = new_diffusion(100), torch.manual_seed(0)
+        x_0, noise = torch.rand(4, 3, 4, 4) * 2 - 1, torch.randn(4, 3, 4, 4, generator=torch_seed)
+        t, v = torch.tensor([0, 3, 50, 99]), torch.zeros(4, 3, 4, 4, requires_grad=True)
+        output = torch.cat([noise + 0.1, v], 1)
+        hybrid(diffusion, lambda x_t, t, output=output: output, x_0, t, noise).sum().backward()
+        assert (v.grad.flatten(1).abs().sum(1) > 0).all()
+        with torch.no_grad():
+            bound = [
+                f(diffusion, lambda x_t, t, output=output: output, x_0, t, noise) for f in (hybrid, simple)
+            ]
+        one_term = (bound[0] - bound[1])[2]
+        assert one_term > 0  # T / 1000 = 0.1 of the term in bits: its size is held by the golden values
 
 
 def test_every_timestep_is_trained():
@@ -49,7 +85,7 @@ def test_no_vlb_learns_no_variance():
     diffusion = new_diffusion(100)
     network = new_network("tiny", network_settings, replace(text, vocab_size=300), diffusion.alpha_bar)
     tokens, mask = torch.zeros(2, text.context).long(), torch.ones(2, text.context).bool()
-    loss = new_loss(config, diffusion)
+    loss = loss_of_captions(loss_velocity_simple, diffusion, 0.0)
     assert loss(network, torch.rand(2, 3, 64, 64) * 2 - 1, tokens, mask).shape == (2,)
     text = network.encode_text(tokens, mask)
     x_T = torch.randn(2, 3, 64, 64)
@@ -60,7 +96,7 @@ def test_no_vlb_learns_no_variance():
 
 
 def test_heads_cost_no_parameters():
-    _, network, text = PRESETS["report"]
+    network, text, *_ = PRESETS["report"]
 
     def count(network, text):
         with torch.device("meta"):

@@ -35,7 +35,7 @@ def test_an_experiment_writes_rows_and_a_picture(module, name, tmp_path, monkeyp
         "BATCHES": 2,
         "HISTORY": 1,
         "SCALES": (0, 2),
-        "NUM_SHAPES": 100,
+        "NUM_DRAWN": 100,
     }.items():
         monkeypatch.setattr(module, constant, small, raising=False)
     run(module, name, *SMALL, "--out", str(tmp_path))

@@ -2,6 +2,9 @@
 
 import json
 import random
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from lesson_06_miniglide import cache, shapes
 from lesson_06_miniglide.cache import load_cache
 from lesson_06_miniglide.captioned_images import captioned_images, drawn_shapes, make_tokenizer
 from lesson_06_miniglide.sources import list_files, read_records
+from tests.conftest import ROOT
 
 
 def picture(seed=0, size=(40, 30)):
@@ -166,6 +170,47 @@ def test_every_kind_of_file_is_converted_or_skipped_and_listed(tmp_path):
     assert upright[:28].min() > 200 and upright[36:].max() < 60
 
 
+def test_metadata_as_spreadsheets_and_odd_captions_write_it(tmp_path):
+    for folder in ("csv", "jsonl"):
+        for name in ("a.png", "b.JPG"):
+            save(picture(), tmp_path / folder / "sub" / name)
+    text = '\ufefffile_name,text\nsub/a.png,"two\nlines"\n./sub/b.JPG,x\n'
+    (tmp_path / "csv" / "metadata.csv").write_text(text, encoding="utf-8")
+    rows = [
+        {"file_name": "sub/a.png", "text": "one\u2028caption"},
+        {"file_name": "sub/b.JPG", "text": "hi \ud83d"},
+    ]
+    text = "\ufeff" + json.dumps(rows[0], ensure_ascii=False) + "\n" + json.dumps(rows[1]) + "\n"
+    (tmp_path / "jsonl" / "metadata.jsonl").write_text(text, encoding="utf-8")
+    assert load_cache(tmp_path / "csv")[1] == ["two lines", "x"]
+    assert load_cache(tmp_path / "jsonl")[1] == ["one caption", "hi ?"]
+
+
+def test_metadata_without_captions_is_refused(tmp_path):
+    save(picture(), tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na.png,x\n")
+    with pytest.raises(UserError, match="no column `text`, only caption, file_name"):
+        load_cache(tmp_path)
+
+
+def test_odd_things_in_a_folder(tmp_path):
+    sidecar(tmp_path, "a.png", picture(), "a")
+    (tmp_path / "info.json").write_text("{}")  # not img2dataset's
+    (tmp_path / "dead.png").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    save(picture(), tmp_path / "B.PNG")
+    (tmp_path / "B.TXT").write_text("b")
+    assert sorted(load_cache(tmp_path)[1]) == ["a", "b"]
+
+
+def test_dead_links_do_not_hide_broken_images(tmp_path):
+    for i in range(20):
+        img2dataset_row(tmp_path, f"0000000{i:02}", "success" if i < 2 else "failed_to_download", image=i < 2)
+    (tmp_path / "00000" / "000000001.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"50\.0% of its records are broken"):
+        load_cache(tmp_path)
+
+
 def test_broken_json_and_missing_images(tmp_path):
     for i in range(50):
         img2dataset_row(tmp_path, f"0000000{i:02}")
@@ -221,6 +266,30 @@ def test_a_build_that_was_killed_goes_on(many, monkeypatch, after):
     again, captions_again = load_cache(many, allow_broken=True)
     assert (again == whole).all() and captions_again == captions
     assert len(calls) == 18 - 4 * after
+
+
+def test_two_programs_at_once(many):
+    code = "import sys; from lesson_06_miniglide import cache; cache.CHUNK = 2; "
+    code += "print(len(cache.load_cache(sys.argv[1], allow_broken=True)[0]))"
+    command = [sys.executable, "-c", code, str(many)]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].split()[-1] for process in both] == ["17", "17"]
+    folder = next((many / ".cache").iterdir())
+    assert (folder / "images.uint8").stat().st_size == 17 * 3 * 64 * 64
+
+
+def test_a_damaged_cache_is_built_again(many):
+    whole = np.array(load_cache(many, allow_broken=True)[0])
+    folder = next((many / ".cache").iterdir())
+    for name in ("images.uint8", "settings.json"):
+        (folder / name).write_bytes(b"")
+        assert (load_cache(many, allow_broken=True)[0] == whole).all()
+
+
+def test_odd_files_leave_no_warnings_switched_off(many):
+    before = list(warnings.filters)
+    load_cache(many, allow_broken=True)
+    assert warnings.filters == before
 
 
 def test_the_cache_is_used_and_follows_its_source(many, monkeypatch):
@@ -314,10 +383,31 @@ def test_the_checker_rejects_what_is_no_shape():
     scene = shapes.parse("a large red circle")
     image = shapes.draw(scene, rng)
     assert shapes.check(image, str(scene))
+    grain = np.random.RandomState(0).randn(*image.shape) * 8
+    assert shapes.check((image + grain).clip(0, 255).astype(np.uint8), str(scene))  # a little is forgiven
     noisy = np.random.RandomState(0).randint(0, 256, image.shape, np.uint8)
     assert not shapes.check(noisy, str(scene))
     image[2:6, 2:12] = (60, 200, 80)  # a green bar beside it
     assert not shapes.check(image, str(scene))
+
+
+def test_the_checker_rejects_what_is_nearly_right():
+    y, x = np.mgrid[:64, :64] - 32
+
+    def painted(mask, colour=(230, 50, 50)):
+        image = np.full((64, 64, 3), shapes.BACKGROUND, np.uint8)
+        image[mask] = colour
+        return image
+
+    right, caption = painted(np.hypot(x, y) < 9), "a large red circle"
+    assert shapes.check(right, caption)
+    second, specks = right.copy(), right.copy()
+    second[np.hypot(x + 20, y) < 9] = (115, 20, 20)
+    specks[2:60:10, 2:5] = (60, 200, 80)
+    wrong = [second, specks, painted(abs(x) + abs(y) < 12), painted(np.hypot(x / 1.22, y * 1.22) < 9)]
+    wrong += [painted(np.hypot(x + 30, y) < 9), painted(np.hypot(x, y) < 30)]
+    wrong += [painted(np.hypot(x, y) < 9, (255, 130, 0)), painted(np.hypot(x, y) < 2)]
+    assert not any(shapes.check(image, caption) for image in wrong)
 
 
 def test_captions_say_the_scene_and_nothing_else():
@@ -326,6 +416,8 @@ def test_captions_say_the_scene_and_nothing_else():
     for nonsense in ("a dog", "two red circle", "a red circle beside a blue square", ""):
         with pytest.raises(ValueError, match="names no shapes"):
             shapes.parse(nonsense)
+    with pytest.raises(ValueError, match="only single shapes"):
+        shapes.parse("two red circles left of a blue square")
 
 
 def test_held_out_pairs_never_come_up_in_training():

@@ -53,7 +53,7 @@ def test_an_interrupted_evaluation_goes_on_and_the_last_short_batch_counts(tmp_p
 
 def test_who_draws_right_has_a_full_score(tmp_path):
     measured = check_shapes(Painter(), Config(out=str(tmp_path), num_samples=6))
-    assert measured == {"all_right": 1.0, "all_right_held_out": 1.0}
+    assert measured == {"n": 6, "all_right": 1.0, "all_right_held_out": 1.0}
 
 
 def test_distances_of_known_gaussians():

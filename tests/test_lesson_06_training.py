@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from common.command import UserError
-from common.runs import Run, load_weights, read_json
+from common.runs import Run, load_weights, read_json, read_metrics
+from common.training import batch_indices
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_06_miniglide.big_trainer import BigTrainer, checkpoint_activations
@@ -25,7 +26,7 @@ from lesson_06_miniglide.presets import (
     new_network,
     settings_of,
 )
-from lesson_06_miniglide.train import Config
+from lesson_06_miniglide.train import Config, resolved
 from tests.conftest import ROOT
 from tests.test_training import assert_same, final_state
 
@@ -66,12 +67,15 @@ def at_given_t(network, x_0, t, noise, tokens):
 
 def test_parameters_of_the_presets():
     with torch.device("meta"):
-        counts = {n: budget(new_network(n, *PRESETS[n][1:], torch.ones(1))) for n in PRESETS}
+        counts = {n: budget(new_network(n, *PRESETS[n][:2], torch.ones(1))) for n in PRESETS}
     assert counts["report"]["in all"] == 156_947_494  # what miniGLIDE's notebooks print
     assert counts["glide"]["in all"] == 385_030_726  # the published GLIDE
     assert counts["tiny"]["in all"] <= 1_600_000 and TINY_TEXT.vocab_size <= 2000
     for count in counts.values():
-        assert sum(count.values()) == 2 * count["in all"]
+        assert sum(count.values()) == 2 * count["in all"] and min(count.values()) > 0
+    report = counts["report"]  # counted by hand from the settings
+    assert report["token embeddings"] == 50_257 * 512
+    assert report["text transformer"] == 16 * (12 * 512 * 512 + 13 * 512) + 2 * 128 * 512 + 1024 + 513 * 384
 
 
 def test_patches_lose_nothing():
@@ -138,6 +142,26 @@ def torchrun(*command, cwd):
     return done.stdout
 
 
+def test_each_process_draws_its_own_t_and_noise_and_draws_it_again():
+    def drawn(rank, step):
+        trainer = object.__new__(BigTrainer)
+        trainer.config, trainer.step, trainer.rank, trainer.world = Config(seed=3), step, rank, 2
+        trainer.seed_step()
+        return torch.rand(3).tolist()
+
+    assert drawn(0, 5) == drawn(0, 5)
+    assert len({tuple(drawn(rank, step)) for rank in (0, 1) for step in (5, 6)}) == 4
+
+
+def test_the_logged_loss_is_the_mean_over_all_images():
+    config = Config(batch_size=2, grad_accum=3, learning_rate=0.0, device="cpu", precision="fp32")
+    trainer = BigTrainer(small_network(), at_given_t, Noised(), config, None, None, {}, None)
+    row = trainer.train_step(0.0)
+    with torch.no_grad():
+        each = at_given_t(trainer.network, *Noised().batch(batch_indices(0, 40, 6, 0)))
+    assert row["loss"] == pytest.approx(each.mean().item(), rel=1e-4)
+
+
 def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path):
     from tests.two_processes import gradients
 
@@ -178,7 +202,7 @@ def test_two_processes_write_one_run_and_resume_it(tiny_data):
         (tiny_data / "whole" / "checkpoints" / f"step_0000004.{ending}").unlink()
     torchrun(TRAIN, "--continue-train", "whole", cwd=tiny_data)
     again = final_state(tiny_data / "whole")
-    assert again["step"] == 4
+    assert again["step"] == 4 and read_metrics(tiny_data / "whole" / "metrics.csv")[-1]["validation_loss"] > 0
     assert_same(whole, again)
 
 
@@ -201,6 +225,31 @@ def test_kill_9_and_resume_bit_for_bit(tiny_data):
     _, err = resumed.communicate()
     assert resumed.returncode == 0, err
     assert_same(final_state(tiny_data / "whole"), final_state(tiny_data / "cut"))
+
+
+def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(tiny_data):
+    def train(*flags):
+        return subprocess.run([sys.executable, TRAIN, *flags], cwd=tiny_data, capture_output=True, text=True)
+
+    assert train(*FEW, "--out", "run").returncode == 0
+    config = (tiny_data / "run" / "config.json").read_text()
+    for flags, said in {
+        ("--timesteps", "500"): "--timesteps was 1000 and cannot change",
+        ("--num-channels", "16"): "--num-channels was 8 and cannot change",
+        ("--out", "elsewhere"): "goes on in that folder; leave out --out elsewhere",
+        ("--image-limit", "5"): "trained on data, 11 images, now finds data, 4 images",
+    }.items():
+        done = train("--resume", "run", *flags)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert (tiny_data / "run" / "config.json").read_text() == config
+    assert not (tiny_data / "elsewhere").exists()
+
+
+def test_defaults_are_the_original_whatever_else_is_given():
+    config = resolved(Config(defaults=True, num_channels=64, xf_layers=2, batch_size=99))
+    network, text = settings_of(config)
+    assert (network.num_channels, text.layers, config.batch_size, config.timesteps) == (96, 16, 8, 100)
+    assert resolved(Config()).learning_rate == 1e-3 and resolved(Config(preset="glide")).learning_rate == 1e-4
 
 
 def run_small(tmp_path, **settings):
@@ -234,7 +283,7 @@ def test_the_samples_need_only_the_checkpoint(tiny_data):
             "99",
             "--no-vlb",
             "--timesteps",
-            "50",
+            "10",
             "--out",
             "r",
         ],
@@ -244,8 +293,8 @@ def test_the_samples_need_only_the_checkpoint(tiny_data):
     )
     assert done.returncode == 0, done.stderr
     _, facts = load_weights(tiny_data / "r", "lesson_06_miniglide")
-    assert facts["step"] == 6  # 12 images in batches of 2, once
-    assert read_json(tiny_data / "r" / "metrics.json")["images"] == 12
+    assert facts["step"] == 6  # 11 images (one is held back) in batches of 2, once
+    assert read_json(tiny_data / "r" / "metrics.json")["images"] == 11
     sample = [
         sys.executable,
         str(ROOT / "lesson_06_miniglide" / "sample.py"),

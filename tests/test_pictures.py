@@ -1,5 +1,7 @@
 """Pictures: the strip along a trajectory, the animation, the labelled grid."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,14 @@ def test_grid_has_a_cell_for_each_image():
     )
     shown = figure.axes[0].images[0].get_array()
     assert shown.shape == (3 * 10 + 2, 2 * 10 + 2, 3)
+
+
+def test_labels_are_shown_as_they_are_written():
+    odd = ["a $5_{ or a $6 note", "word " * 2000]
+    figure = label_grid(torch.zeros(2, 3, 8, 8), 1, row_labels=odd, column_labels=odd[:1])
+    figure.savefig(io.BytesIO())
+    assert [label.get_text()[:7] for label in figure.axes[0].get_yticklabels()] == ["a $5_{ ", "word wo"]
+    assert figure.get_size_inches()[0] < 10
 
 
 def test_three_channels_are_three_equal_ones(monkeypatch):

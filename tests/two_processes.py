@@ -20,7 +20,7 @@ def gradients(batch_size, grad_accum, rank=0, world=1):
 
 
 if __name__ == "__main__":
-    rank, world = join_processes()
+    rank, world = join_processes("cpu")
     result = gradients(4, 2, rank, world)
     if rank == 0:
         torch.save(result, Path(sys.argv[1]) / "gradients.pt")
