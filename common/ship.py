@@ -73,7 +73,8 @@ def ship(run):
         facts["config"].pop(private, None)
     command = re.sub(r" --(data-dir|out) \S+", "", info["command"])
     facts, metrics = facts | {"command": command, "metrics": metrics}, metrics | {"command": command}
-    metrics["minutes"], metrics["parameters"] = facts["minutes"], sum(w.numel() for w in weights.values())
+    metrics |= {"minutes": facts["minutes"], "steps": facts["step"]}
+    metrics["parameters"] = sum(w.numel() for w in weights.values())
     shipped = shipped_weights(info["lesson"])
     write_atomically(shipped, lambda path: save_weights(path, weights, facts, half=True))
     text = json.dumps(metrics, indent=1) + "\n"
@@ -130,13 +131,14 @@ def table(lesson, start):
 def ladder():
     """What each lesson bought, a row a lesson; of a sweep over guidance scales, s = 3."""
     columns = ("bits_per_dim", "confident", "digit_accuracy", "colour_accuracy", "fid", "fid_floor", "n")
-    heads = ["lesson", "parameters", "minutes", *(HEADS[name] for name in columns)]
+    heads = ["lesson", "parameters", "minutes", "steps", *(HEADS[name] for name in columns)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for file in sorted(ROOT.glob("lesson_*/results/metrics.json")):
         metrics = read_json(file)
         row = next((row for row in metrics.get("sweep", []) if row["guidance_scale"] == 3), metrics)
         cells = [shown(name, row.get(name)) for name in columns]
-        cells = [file.parent.parent.name, f"{metrics['parameters']:,}", f"{metrics['minutes']:.1f}", *cells]
+        numbers = [f"{metrics['parameters']:,}", f"{metrics['minutes']:.1f}", f"{metrics['steps']:,}"]
+        cells = [file.parent.parent.name, *numbers, *cells]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -35,7 +35,7 @@ DECAYS = (0.0, 0.9, 0.99, 0.995, 0.999, 0.9995)  # of the averages that are comp
 
 @dataclass(frozen=True)
 class Config(ExperimentConfig):
-    """Measure a claim of lesson 1."""
+    __doc__ = __doc__
 
 
 def draw(denoiser, n, steps, config, **settings):

@@ -44,7 +44,7 @@ ANCESTRAL = partial(ddpm.ddpm_sample, log_variance=learned_or_small)
 
 @dataclass(frozen=True)
 class Config(ExperimentConfig):
-    """Measure a claim of lesson 2."""
+    __doc__ = __doc__
 
 
 def draw(denoiser, process, n, config, sampler=ANCESTRAL):

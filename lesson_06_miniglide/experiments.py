@@ -30,7 +30,7 @@ SHOWN += ["a small red triangle", "a blue circle above a yellow square"]  # thes
 
 @dataclass(frozen=True)
 class Config(ExperimentConfig):
-    """Measure a claim of lesson 6."""
+    __doc__ = __doc__
 
 
 def thumbnails(images):

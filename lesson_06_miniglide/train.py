@@ -42,11 +42,8 @@ class Config(TrainConfig):
     allow_broken: bool = False  # go on when more than 5 % of the images are broken
     flip: bool = True  # mirror photos at random; not for captions that tell left from right
     validation_fraction: float = 0.02  # of the images, for the validation loss
-    vocabulary: str | None = (
-        None  # a folder with GPT-2's encoder.json and vocab.bpe; default: a BPE of the captions
-    )
+    vocabulary: str | None = None  # folder of GPT-2's encoder.json, vocab.bpe; default: a BPE of the captions
 
-    # -- network: a preset, and what differs from it
     preset: str = "tiny"  # tiny, report or glide
     num_channels: int | None = None  # of the UNet; a multiple of --num-head-channels
     num_head_channels: int | None = None  # width of an attention head
@@ -55,11 +52,9 @@ class Config(TrainConfig):
     xf_layers: int | None = None
     xf_heads: int | None = None
     timesteps: int = 1000  # of the diffusion process; sampling takes as few as it likes
-    defaults: bool = (
-        False  # the original's settings, whatever else is given: report, 100 epochs, batch 8, T = 100
-    )
+    # the original's settings, whatever else is given: report, 100 epochs, batch 8, rate 1e-4, T = 100
+    defaults: bool = False
 
-    # -- training
     batch_size: int = 32  # images at a time in each process
     grad_accum: int = 1  # so many batches a step
     learning_rate: float | None = None  # the highest; default: of tiny 1e-3, of the others 1e-4
@@ -71,7 +66,6 @@ class Config(TrainConfig):
     activation_checkpointing: bool = False  # less memory, a third more time
     compile: bool = False  # torch.compile the network: minutes first, then faster steps
 
-    # -- what is written
     checkpoint_time: float = 1800.0  # seconds between checkpoints
     checkpoint_every: int | None = None  # steps between checkpoints
     delcheck: bool = False  # keep only the newest three checkpoints
