@@ -110,3 +110,14 @@ def curves(lines, x_label, y_label):
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.legend()
     return figure
+
+
+def bars(values, x_label):
+    """A figure of horizontal bars. values: name -> (value, its standard error)."""
+    figure = Figure((5, 0.5 + 0.4 * len(values)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    means, errors = zip(*values.values())
+    axes.barh(list(values), means, xerr=errors, height=0.6, capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel(x_label)
+    return figure

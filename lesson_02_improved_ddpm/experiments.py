@@ -17,7 +17,7 @@ import torch
 from common.command import run_command
 from common.evaluation import reference_for
 from common.experiments import Experiment, ExperimentConfig, quality, run_experiment
-from common.pictures import curves
+from common.pictures import bars, curves
 from common.sampling import load_network, sample_batches
 from lesson_01_ddpm import diffusion as ddpm
 from lesson_01_ddpm import train_mnist as lesson_1
@@ -113,12 +113,12 @@ def lesson_1_bits(config):
     """Ho et al. 2020 sample well with either variance; as a code one of them is better."""
     network, diffusion, _ = load_network(None, "lesson_01_ddpm", lesson_1.rebuild)
     experiment = Experiment(LESSON, config, weights_of="lesson_01_ddpm")
-    bars = {}
+    bits = {}
     for variance in (ddpm.fixed_small, ddpm.fixed_large):
         measure = partial(bits_of, network, diffusion, experiment, log_variance=variance)
-        bars[variance.__name__] = experiment.row(measure, variance=variance.__name__)
-    lines = {name: [(1, row["bits_per_dim"])] for name, row in bars.items()}
-    experiment.save(curves(lines, "lesson 1's network", "bits per dimension"))
+        row = experiment.row(measure, variance=variance.__name__)
+        bits[variance.__name__] = (row["bits_per_dim"], row["bits_per_dim_error"])
+    experiment.save(bars(bits, "bits per dimension of lesson 1's network"))
 
 
 def gradient_noise(config):
