@@ -122,7 +122,7 @@ def lesson_1_bits(config):
 
 
 def gradient_noise(config):
-    """Nichol & Dhariwal 2021, section 3.3: importance sampling of t makes the gradient of L_vlb less noisy."""
+    """Nichol & Dhariwal 2021, section 3.3: importance sampling of t makes L_vlb's gradient less noisy."""
     network, diffusion, _ = load_network(None, LESSON, rebuild)
     experiment = Experiment(LESSON, config, weights_of=LESSON)
     digits = experiment.digits
