@@ -55,10 +55,18 @@ class Classifier(nn.Module):
 @cache
 def judge():
     """The shipped classifier, ready to read."""
-    classifier = Classifier()
-    weights = load_file(PRETRAINED / "classifier.safetensors")
+    return ready(Classifier(), load_file(PRETRAINED / "classifier.safetensors"))
+
+
+def ready(classifier, weights):
+    """The classifier with these weights, ready to read."""
     classifier.load_state_dict({k: v if v.dtype == torch.int64 else v.float() for k, v in weights.items()})
     return classifier.eval().requires_grad_(False)
+
+
+def halved(classifier):
+    """Its weights in half precision; what counts batches stays whole."""
+    return {k: v.half() if v.is_floating_point() else v for k, v in classifier.state_dict().items()}
 
 
 def jitter(images):
@@ -119,8 +127,7 @@ def save(classifier, train, test, test_features, accuracy, config):
     PRETRAINED.mkdir(exist_ok=True)
     metadata = {"command": f"python -m common.classifier --epochs {config.epochs} --seed {config.seed}"}
     metadata |= {"test_accuracy": json.dumps(accuracy)}
-    half = {k: v.half() if v.is_floating_point() else v for k, v in classifier.state_dict().items()}
-    save_file(half, PRETRAINED / "classifier.safetensors", metadata)
+    save_file(halved(classifier), PRETRAINED / "classifier.safetensors", metadata)
     judge.cache_clear()
     features = judge().read(train.images)[0]  # as the shipped weights, rounded to half, see it
     test_features, test_probabilities = judge().read(test.images)

@@ -44,6 +44,11 @@ def to_uint8(images):
     return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().byte()
 
 
+def to_pixels(images):
+    """float [N, C, H, W] in [-1, 1] to uint8 [N, H, W, C], as files and numpy have them."""
+    return to_uint8(images).permute(0, 2, 3, 1).numpy()
+
+
 def check_range(x_0):
     """Refuse a batch that is plainly in [0, 1] or [0, 255]: the noise schedule is made for [-1, 1].
 

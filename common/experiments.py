@@ -118,19 +118,19 @@ class Experiment:
         """The run of a variant, or where those of all are."""
         return Path("runs/experiments") / self.lesson / self.trainings / variant
 
-    def train(self, variant, network, loss, show=None, data=None, name=None, **settings):
+    def train(self, variant, network, loss, show=None, data=None, **settings):
         """Train for the steps of this experiment, in runs/experiments; returns the averaged network.
 
         show: as `common.training.train` takes it. data: a data set to train on and a batch to validate with,
-        if not plain digits. name: of a data set that is no digits. settings: of TrainConfig.
+        if not plain digits. settings: of TrainConfig.
         """
         config, folder = self.config, self.folder_of(variant)
         settings = {"steps": config.steps, "seed": config.seed, "device": config.device} | settings
         settings = TrainConfig(out=str(folder), **settings)
         if any(folder.glob("checkpoints/step_*.pt")):
             settings = replace(settings, resume=str(folder))
-        run = Run(self.lesson, settings, name or self.digits.name)
         data, validation = data or (self.digits, self.held_back.batch(torch.arange(512)))
+        run = Run(self.lesson, settings, data.name)
         return train(network, loss, data, settings, run, validation, show=show)
 
 

@@ -57,7 +57,6 @@ class Run:
         data: the data set's name, which may not change. keep: so many of the newest checkpoints; None: all.
         """
         self.keep = keep
-        fixed = getattr(config, "fixed", ())
         self.info = {"lesson": lesson, "data": data, "config": dataclasses.asdict(config)}
         if config.resume:
             self.state_file = find_state(config.resume)
@@ -67,7 +66,7 @@ class Run:
             self.info["command"] = old["command"]
             if old["data"] != data:
                 raise UserError(f"--resume {self.folder}: trained on {old['data']}, now finds {data}")
-            for name in fixed:
+            for name in config.fixed:
                 if (before := old["config"].get(name)) != self.info["config"][name]:
                     flag = "--" + name.replace("_", "-")
                     raise UserError(f"--resume {self.folder}: {flag} was {before} and cannot change")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from common.command import UserError, autocast, pick_device
-from common.data import to_uint8
+from common.data import to_pixels
 from common.pictures import frames_of, label_grid, save_gif
 from common.runs import load_weights, make_folder, shipped_weights, write_atomically
 
@@ -42,11 +42,16 @@ def load_for_sampling(config, lesson, samplers, rebuild):
         raise UserError(f"--sampler {config.sampler} is unknown here; choose {choices}")
     check_out(config.out)
     network, diffusion, facts = load_network(config.checkpoint, lesson, rebuild)
-    try:
-        sampler = partial(samplers[config.sampler], diffusion.evenly(config.steps))
-    except ValueError as error:
-        raise UserError(f"--steps {config.steps}: {error}") from None
+    sampler = in_steps(samplers[config.sampler], diffusion, config.steps)
     return sampler, network.to(pick_device(config.device)), facts
+
+
+def in_steps(sampler, diffusion, steps):
+    """The sampler with so many timesteps, evenly spaced. Raises UserError."""
+    try:
+        return partial(sampler, diffusion.evenly(steps))
+    except ValueError as error:
+        raise UserError(f"--steps {steps}: {error}") from None
 
 
 def load_network(checkpoint, lesson, rebuild):
@@ -98,10 +103,16 @@ def sample_steps(sampler, denoiser_of, shape, n, config):
         return [type(step)(step.t, *(x.float().cpu() for x in step[1:])) for step in steps]
 
 
+def write_npz(path, images, prompts):
+    """`images` uint8 [N, H, W, C] and `prompts` [N]."""
+    arrays = {"images": to_pixels(images), "prompts": np.array(prompts)}
+    write_atomically(path, lambda part: np.savez_compressed(part, **arrays))
+
+
 def write_folder(folder, images, prompts):
     """NNNN.png and metadata.jsonl, the imagefolder layout that lesson 6 can train on."""
     rows = [{"file_name": f"{i:04}.png", "text": prompt} for i, prompt in enumerate(prompts)]
-    for row, image in zip(rows, to_uint8(images).permute(0, 2, 3, 1).numpy()):
+    for row, image in zip(rows, to_pixels(images)):
         picture = Image.fromarray(image.squeeze())
         write_atomically(folder / row["file_name"], picture.save)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -117,8 +128,7 @@ def write_samples(config, sampler, denoiser_of, shape, prompts, columns=8, **lab
     else:
         images = sample_batches(sampler, denoiser_of, shape, n, config)
         if path.suffix == ".npz":
-            arrays = {"images": to_uint8(images).permute(0, 2, 3, 1).numpy(), "prompts": np.array(prompts)}
-            write_atomically(path, lambda part: np.savez_compressed(part, **arrays))
+            write_npz(path, images, prompts)
         elif not path.suffix:
             write_folder(path, images, prompts)
         else:

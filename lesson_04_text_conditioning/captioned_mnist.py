@@ -51,7 +51,7 @@ class TokenizedDigits:
     """CaptionedDigits whose captions come as tokens: batches (x_0, tokens, mask)."""
 
     def __init__(self, digits, tokenizer):
-        self.captioned = CaptionedDigits(digits)
+        self.name, self.captioned = digits.name, CaptionedDigits(digits)
         self.tokens, self.mask = tokenizer.encode(CAPTIONS)
 
     def __len__(self):

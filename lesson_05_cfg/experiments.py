@@ -20,7 +20,7 @@ from common.command import run_command
 from common.experiments import ExperimentConfig, quality, run_experiment
 from common.pictures import curves
 from common.sampling import load_network, sample_batches
-from lesson_01_ddpm.diffusion import clip, loss_at_random_t
+from lesson_01_ddpm.diffusion import clip
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_04_text_conditioning import captioned_mnist
 from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, denoiser_of_prompts
@@ -28,7 +28,7 @@ from lesson_04_text_conditioning.experiments import Captioned
 from lesson_04_text_conditioning.text_transformer import Text
 from lesson_04_text_conditioning.velocity import loss_velocity
 from lesson_05_cfg.dpm_solver import SAMPLERS, dpm_solver_sample
-from lesson_05_cfg.guidance import drop_captions, dynamic_threshold, guided, guided_between
+from lesson_05_cfg.guidance import drop_captions, dynamic_threshold, guided, guided_between, loss_of_captions
 
 LESSON = "lesson_05_cfg"
 SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
@@ -112,10 +112,9 @@ def samplers(config):
     experiment.save(curves(lines, "seconds a sample", "FID above that of real digits"))
 
 
-def loss_with_drop(drop, network, x_0, tokens, mask):
+def loss_with(drop):
     """train_mnist.py's loss. drop: (mask) -> mask of the captions that are left."""
-    text = network.encode_text(tokens, drop(mask))
-    return loss_at_random_t(loss_velocity, new_diffusion(), partial(network, text=text), x_0)
+    return loss_of_captions(loss_velocity, new_diffusion(), drop)
 
 
 def drop_probability(config):
@@ -125,7 +124,7 @@ def drop_probability(config):
     """
     experiment, shown = Guided(config), {}
     for probability in (0.0, 0.1, 0.2, 0.5):
-        loss = partial(loss_with_drop, partial(drop_captions, probability=probability))
+        loss = loss_with(partial(drop_captions, probability=probability))
         experiment.network = experiment.train(f"p {probability}", experiment.new_network(), loss)
         for scale in (1, BEST):
             experiment.row(experiment.measure, at_scale(scale), dropped=probability, scale=scale)
@@ -159,7 +158,7 @@ def mistakes(config):
     """Each bug beside the right version: some in training, most in sampling."""
     experiment = Guided(config, steps=1000)
     drops = {"right": partial(drop_captions, probability=0.1), "whole batches dropped": drop_whole_batches}
-    losses = {name: partial(loss_with_drop, drop) for name, drop in drops.items()}
+    losses = {name: loss_with(drop) for name, drop in drops.items()}
     networks = {n: experiment.train(n, experiment.new_network(), loss) for n, loss in losses.items()}
     ancestral = {"sampler": SAMPLERS["ddpm"]}
     versions = {

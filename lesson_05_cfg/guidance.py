@@ -1,6 +1,10 @@
 """Classifier-free guidance (Ho & Salimans 2022; GLIDE: Nichol et al. 2022, section 2.3)."""
 
+from functools import partial
+
 import torch
+
+from lesson_01_ddpm.diffusion import loss_at_random_t
 
 
 def drop_captions(mask, probability):
@@ -11,6 +15,19 @@ def drop_captions(mask, probability):
     """
     dropped = torch.rand(len(mask), device=mask.device) < probability
     return mask & ~dropped[:, None]
+
+
+def loss_of_captions(at_t, diffusion, drop):
+    """(network, x_0, tokens, mask) -> [N]: the loss `at_t` at random t, with the captions that `drop` leaves.
+
+    at_t: (diffusion, denoiser, x_0, t, noise) -> [N]. drop: mask -> mask.
+    """
+
+    def loss(network, x_0, tokens, mask):
+        text = network.encode_text(tokens, drop(mask))
+        return loss_at_random_t(at_t, diffusion, partial(network, text=text), x_0)
+
+    return loss
 
 
 def guided(network, text, empty, guidance_scale):

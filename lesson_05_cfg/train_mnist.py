@@ -16,13 +16,12 @@ from common.pictures import label_grid
 from common.runs import Run, saved_config
 from common.sampling import sample_batches
 from common.training import DigitsConfig, train
-from lesson_01_ddpm.diffusion import loss_at_random_t
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_04_text_conditioning import captioned_mnist
 from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, TokenizedDigits
 from lesson_04_text_conditioning.velocity import loss_velocity
 from lesson_05_cfg.dpm_solver import dpm_solver_sample
-from lesson_05_cfg.guidance import drop_captions, guided
+from lesson_05_cfg.guidance import drop_captions, guided, loss_of_captions
 
 SWEEP = (0, 1, 2, 3, 4, 7, 10, 20)
 SHOWN = 3  # the scale of the pictures along the way
@@ -49,10 +48,8 @@ def main(config):
     network, facts = captioned_mnist.new_network(tokenizer)
     diffusion = new_diffusion()
 
-    def loss(network, x_0, tokens, mask):
-        mask = drop_captions(mask, config.drop_caption)  # NEW: some learn without their caption
-        text = network.encode_text(tokens, mask)
-        return loss_at_random_t(loss_velocity, diffusion, partial(network, text=text), x_0)
+    drop = partial(drop_captions, probability=config.drop_caption)
+    loss = loss_of_captions(loss_velocity, diffusion, drop)  # NEW: some learn without their caption
 
     def draw(network, prompts, scale):
         sampler = partial(dpm_solver_sample, diffusion.evenly(config.at_most(config.sample_steps)))

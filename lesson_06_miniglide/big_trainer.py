@@ -40,10 +40,11 @@ def join_processes(device):
 
 def first_alone(prepare, *args):
     """prepare(*args) in a machine's first process, then in its others, which find what it has written."""
-    result = prepare(*args) if int(os.environ.get("LOCAL_RANK", 0)) == 0 else None
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    result = prepare(*args) if first else None
     if dist.is_initialized():
         dist.barrier()
-    return result or prepare(*args)
+    return result if first else prepare(*args)
 
 
 class WithLoss(nn.Module):

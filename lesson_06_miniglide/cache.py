@@ -158,9 +158,8 @@ def decode(data_dir, record, settings):
         return None, [record.problem]
     try:
         with Image.open(data_dir / record.image) as image:
-            image.draft(
-                None, (2 * settings["size"],) * 2
-            )  # a large JPEG is decoded at a fraction of its size
+            # a large JPEG is decoded at a fraction of its size
+            image.draft(None, (2 * settings["size"], 2 * settings["size"]))
             notes = [UNUSUAL[image.mode]] if image.mode in UNUSUAL else []
             if image.getexif().get(ORIENTATION, 1) != 1:
                 notes.append("rotated by its EXIF")

@@ -43,6 +43,10 @@ class CaptionedImages:
         captions = self.caption_of[rows]
         return x_0, self.tokens[captions], self.mask[captions]
 
+    def first(self, count):
+        """A batch of at most `count`."""
+        return self.batch(torch.arange(min(count, len(self))))
+
     def captions_of(self, indices):
         return [self.captions[i] for i in self.caption_of[self.rows[indices]].tolist()]
 

@@ -18,9 +18,9 @@ import torch
 import tyro
 
 from common.command import UserError, check_choice, run_command
-from common.data import to_uint8
 from common.evaluation import fid_between, kid_between
 from common.runs import describe_machine, make_folder, write_atomically
+from common.sampling import write_npz
 from lesson_06_miniglide import shapes
 from lesson_06_miniglide.captioned_images import as_batch, drawn_shapes, load_images
 from lesson_06_miniglide.generate import Generator
@@ -64,8 +64,7 @@ def draw_all(generator, captions, name, config):
         if not path.exists():
             seeded = replace(config, seed=config.seed * 1_000_003 + start)
             images = generator.draw(here, config.guidance_scale, seeded, config.steps, config.sampler)
-            arrays = {"images": to_uint8(images).permute(0, 2, 3, 1).numpy(), "prompts": np.array(here)}
-            write_atomically(path, lambda part, arrays=arrays: np.savez_compressed(part, **arrays))
+            write_npz(path, images, here)
             print(f"{start + len(here)} of {len(captions)} samples", flush=True)
         with np.load(path) as chunk:
             if chunk["prompts"].tolist() != here:
@@ -126,13 +125,17 @@ def read_dogs(samples, captions):
     }
 
 
-def memorised(samples, images, held_back):
-    """The share of samples nearer to a training image than 99 % of the images held back are (in pixels)."""
+def memorised(samples, images, held_back, flip=True):
+    """The share of samples nearer to a training image than 99 % of the images held back are (in pixels).
+
+    flip: training saw the images mirrored, too.
+    """
 
     def nearest(some):
         some, best = as_batch(some).flatten(1), torch.tensor(torch.inf)
         for start in range(0, len(images), 1000):
-            for there in (images[start : start + 1000], images[start : start + 1000, :, ::-1]):  # saw both
+            part = images[start : start + 1000]
+            for there in (part, part[:, :, ::-1]) if flip else (part,):
                 best = torch.cdist(some, as_batch(there).flatten(1)).amin(1).minimum(best)
         return best
 
@@ -146,8 +149,7 @@ def check_shapes(generator, config):
         data = drawn_shapes(config.num_samples, seed=config.seed + 1, held_out=held_out)
         captions = data.captions_of(torch.arange(len(data)))
         samples = draw_all(generator, captions, name, config)
-        right = [shapes.check(image, caption) for image, caption in zip(samples, captions)]
-        measured[name] = sum(right) / len(right)
+        measured[name] = shapes.share_right(samples, captions)
     return measured
 
 
@@ -160,7 +162,7 @@ def check_photos(generator, data, features_of, config):
         measured |= read_dogs(samples, captions)
     if config.held_back_dir:
         held_back = load_images(replace(config, data_dir=config.held_back_dir))
-        measured["memorised"] = memorised(samples, data.images, held_back.images)
+        measured["memorised"] = memorised(samples, data.images, held_back.images, config.flip)
     return measured
 
 

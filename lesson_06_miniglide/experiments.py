@@ -12,15 +12,16 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from common.command import run_command
-from common.data import to_uint8
+from common.data import to_pixels
 from common.evaluation import fid_between
 from common.experiments import Experiment, ExperimentConfig, run_experiment
 from lesson_01_ddpm.diffusion import squared_error
 from lesson_04_text_conditioning.velocity import loss_velocity, loss_velocity_simple
+from lesson_05_cfg.guidance import drop_captions, loss_of_captions
 from lesson_06_miniglide import shapes
 from lesson_06_miniglide.captioned_images import NUM_DRAWN, as_batch, drawn_shapes, make_tokenizer
 from lesson_06_miniglide.generate import LESSON, Generator
-from lesson_06_miniglide.presets import PRESETS, loss_of_captions, new_diffusion, new_network
+from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, without_variance
 
 SCALES = (1, 3)  # of guidance
 SHOWN_STEPS = 50  # ancestral: the one sampler that uses the learned variance
@@ -82,23 +83,21 @@ def errata(config):
 
     def measure(name, generator, scale):
         samples = draw(name, generator, captions, scale)
-        images = to_uint8(samples).permute(0, 2, 3, 1).numpy()
-        right = [shapes.check(image, caption) for image, caption in zip(images, captions)]
+        right = shapes.share_right(to_pixels(samples), captions)
         fid = fid_between(thumbnails(as_batch(real.images)), thumbnails(samples))
-        return {"n": len(right), "all_right": sum(right) / len(right), "fid_of_thumbnails": fid}
+        return {"n": len(captions), "all_right": right, "fid_of_thumbnails": fid}
 
     for name, (at_t, drop) in VARIANTS.items():
-        loss = loss_of_captions(at_t, diffusion, drop)
+        loss = loss_of_captions(at_t, diffusion, partial(drop_captions, probability=drop))
         torch.manual_seed(config.seed)
-        learned = settings if name != "simple" else replace(settings, out_channels=settings.out_channels // 2)
+        learned = without_variance(settings) if name == "simple" else settings
         vocabulary = replace(text, vocab_size=tokenizer.vocab_size)
         network = new_network("tiny", learned, vocabulary, diffusion.alpha_bar)
         trained = experiment.train(
             name,
             network,
             loss,
-            data=(data, held_back.batch(torch.arange(min(256, len(held_back))))),
-            name="shapes",
+            data=(data, held_back.first(256)),
             batch_size=32,
             learning_rate=1e-3,
             ema_decay=0.999,

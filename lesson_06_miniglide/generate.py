@@ -1,13 +1,13 @@
 """A trained network with all that is needed to draw from it."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 
 import torch
 
 from common.command import UserError, check_choice, pick_device
-from common.sampling import load_network, sample_batches
+from common.sampling import in_steps, load_network, sample_batches
 from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_04_text_conditioning.captioned_mnist import denoiser_of_prompts, tokenizer_of
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
@@ -31,7 +31,7 @@ class Generator:
         network, diffusion, facts = load_network(checkpoint, LESSON, rebuild)
         return cls(network.to(pick_device(device)), diffusion, tokenizer_of(facts), tuple(facts["prompts"]))
 
-    @property
+    @cached_property
     def name(self):
         """A short name of these weights, the same wherever they lie."""
         digest = sha256()
@@ -44,9 +44,7 @@ class Generator:
         check_choice("--sampler", sampler, SAMPLERS)
         if not 0 <= guidance_scale < float("inf"):
             raise UserError(f"a guidance scale of {guidance_scale}: it must be 0 (no caption), 1 or greater")
-        if not 1 <= steps <= self.diffusion.num_timesteps:
-            raise UserError(f"--steps {steps}: the network knows {self.diffusion.num_timesteps} timesteps")
+        sampler = in_steps(SAMPLERS[sampler], self.diffusion, steps)
         denoiser_for = partial(guided, guidance_scale=guidance_scale)
         denoiser_of = denoiser_of_prompts(self.network, self.tokenizer, prompts, denoiser_for)
-        sampler = partial(SAMPLERS[sampler], self.diffusion.evenly(steps))
         return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(prompts), config)

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from common.classifier import block, fit
+from common.classifier import block, fit, halved, ready
 from common.command import UserError, run_command
 from common.runs import make_folder, write_atomically
 from lesson_06_miniglide.cache import load_cache
@@ -61,9 +61,7 @@ def photo_judge():
     with safe_open(WEIGHTS, "pt") as file:
         breeds = json.loads(file.metadata()["breeds"])
         weights = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-    judge = PhotoJudge(len(breeds) + 1)
-    judge.load_state_dict({k: v if v.dtype == torch.int64 else v.float() for k, v in weights.items()})
-    return judge.eval().requires_grad_(False), breeds
+    return ready(PhotoJudge(len(breeds) + 1), weights), breeds
 
 
 def augmented(x):
@@ -93,7 +91,6 @@ class Config:
 
 def main(config):
     torch.manual_seed(config.seed)
-    make_folder(WEIGHTS.parent, "the folder")
     dogs, captions = load_cache(config.dogs_dir, dogs=True, cache_dir=config.cache_dir)
     breeds = sorted(set(captions))
     labels = torch.tensor([breeds.index(caption) for caption in captions])
@@ -113,6 +110,7 @@ def main(config):
     def images_at(batch):
         return augmented(as_batch(images[batch.numpy()]))
 
+    make_folder(WEIGHTS.parent, "the folder")
     judge = fit(PhotoJudge(len(breeds) + 1), images_at, labels, config, weight, max_lr=4e-3)
 
     read, read_others = judge.read(test)[1], judge.read(others[held_back])[1]
@@ -126,9 +124,8 @@ def main(config):
         "epochs": config.epochs,
     }
     print(measured)
-    half = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
     facts = {name: json.dumps(value) for name, value in measured.items()}
-    write_atomically(WEIGHTS, lambda path: save_file(half, path, facts))
+    write_atomically(WEIGHTS, lambda path: save_file(halved(judge), path, facts))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,14 +15,13 @@ import tyro
 
 from common.command import UserError, check_choice, run_command
 from common.runs import as_config
-from lesson_01_ddpm.diffusion import GaussianDiffusion, loss_at_random_t, loss_simple
+from lesson_01_ddpm.diffusion import GaussianDiffusion, loss_simple
 from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_03_adm.adm_unet import ADMConfig
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_04_text_conditioning.text_unet import TextUNet
 from lesson_04_text_conditioning.velocity import loss_velocity, loss_velocity_simple
-from lesson_05_cfg.guidance import drop_captions
 from lesson_06_miniglide.patches import PATCH, PatchVelocityUNet
 
 IMAGE_SHAPE = (3, 64, 64)
@@ -94,7 +92,7 @@ def settings_of(config):
     )
     text = changed(text, width=config.xf_width, layers=config.xf_layers, heads=config.xf_heads)
     if config.no_vlb:
-        network = replace(network, out_channels=network.out_channels // 2)  # no variance to learn
+        network = without_variance(network)
     try:
         with torch.device("meta"):
             new_network(config.preset, network, text, torch.ones(1))
@@ -103,6 +101,10 @@ def settings_of(config):
             f"{error}; change --num-channels, --num-head-channels, --xf-width or --xf-heads"
         ) from None
     return network, text
+
+
+def without_variance(network):
+    return replace(network, out_channels=network.out_channels // 2)
 
 
 def changed(settings, **flags):
@@ -118,16 +120,6 @@ def rebuild(facts):
     diffusion = new_diffusion(facts["config"]["timesteps"])
     network, text = as_config(ADMConfig, facts["network"]), as_config(TextConfig, facts["text"])
     return new_network(facts["config"]["preset"], network, text, diffusion.alpha_bar), diffusion
-
-
-def loss_of_captions(at_t, diffusion, drop_caption):
-    """(network, x_0, tokens, mask) -> [N]: the loss `at_t` at random t, some captions dropped."""
-
-    def loss(network, x_0, tokens, mask):
-        text = network.encode_text(tokens, drop_captions(mask, drop_caption))
-        return loss_at_random_t(at_t, diffusion, partial(network, text=text), x_0)
-
-    return loss
 
 
 def budget(network):

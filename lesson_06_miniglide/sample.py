@@ -10,6 +10,7 @@ from common.command import run_command
 from lesson_04_text_conditioning.prompts import PromptConfig, sample_prompts
 from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import guided
+from lesson_06_miniglide.generate import LESSON
 from lesson_06_miniglide.presets import IMAGE_SHAPE, rebuild
 
 
@@ -24,7 +25,7 @@ class Config(PromptConfig):
 
 def main(config):
     denoiser_for = partial(guided, guidance_scale=config.guidance_scale)
-    sample_prompts(config, "lesson_06_miniglide", SAMPLERS, denoiser_for, rebuild, IMAGE_SHAPE)
+    sample_prompts(config, LESSON, SAMPLERS, denoiser_for, rebuild, IMAGE_SHAPE)
 
 
 if __name__ == "__main__":

@@ -169,6 +169,11 @@ def check(image, caption):
     )
 
 
+def share_right(images, captions):
+    """The share of pictures, uint8 [N, size, size, 3], that pass `check`."""
+    return sum(check(image, caption) for image, caption in zip(images, captions)) / len(captions)
+
+
 def fits(thing, group):
     sizes = (group.size,) if group.size else RADII
     return (thing.colour, thing.shape) == group[2:] and thing.size in sizes

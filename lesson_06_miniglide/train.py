@@ -5,6 +5,7 @@ python lesson_06_miniglide/train.py --data-dir ../shared/data/stanford_dogs_mini
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -16,10 +17,11 @@ from common.pictures import label_grid
 from common.runs import Run, find_state, load_weights, saved_config
 from common.training import TrainConfig
 from lesson_04_text_conditioning.captioned_mnist import tokenizer_of
+from lesson_05_cfg.guidance import drop_captions, loss_of_captions
 from lesson_06_miniglide.big_trainer import PRECISIONS, BigTrainer, first_alone, join_processes
 from lesson_06_miniglide.captioned_images import load_images, make_tokenizer
 from lesson_06_miniglide.generate import LESSON, Generator
-from lesson_06_miniglide.presets import PRESETS, loss_of_captions, new_diffusion, new_network, settings_of
+from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
 
 SCALES = (1, 3, 6)  # of guidance, of the pictures along the way
 # What --defaults stands for.
@@ -116,7 +118,8 @@ def main(config):
     facts = {"network": asdict(network_settings), "text": asdict(text_settings)}
     facts |= {"tokenizer": tokenizer.to_json(), "prompts": prompts}
     hybrid, simple = PRESETS[config.preset].losses
-    loss = loss_of_captions(simple if config.no_vlb else hybrid, diffusion, config.drop_caption)
+    drop = partial(drop_captions, probability=config.drop_caption)
+    loss = loss_of_captions(simple if config.no_vlb else hybrid, diffusion, drop)
 
     def pictures(network):
         generator, steps = Generator(network, diffusion, tokenizer), config.at_most(min(20, config.timesteps))
@@ -127,7 +130,7 @@ def main(config):
     if config.epochs:
         epoch = len(images) / (config.batch_size * config.grad_accum * world)
         config = replace(config, steps=min(config.steps or math.inf, math.ceil(config.epochs * epoch)))
-    validation = held_back.batch(torch.arange(min(256, len(held_back)))) if len(held_back) else None
+    validation = held_back.first(256) if len(held_back) else None
     trainer = BigTrainer(network, loss, images, config, run, validation, facts, pictures, rank, world)
     network = trainer.train()
     if run:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -9,8 +10,9 @@ import torch
 from lesson_01_ddpm.diffusion import ddpm_sample, loss_at_random_t
 from lesson_02_improved_ddpm.variational_bound import learned_or_small
 from lesson_04_text_conditioning.velocity import loss_velocity_simple
+from lesson_05_cfg.guidance import drop_captions, loss_of_captions
 from lesson_06_miniglide.captioned_images import load_images
-from lesson_06_miniglide.presets import PRESETS, loss_of_captions, new_diffusion, new_network, settings_of
+from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
 from lesson_06_miniglide.train import Config
 from tests.conftest import ROOT
 from tests.test_lesson_06_data import picture, save
@@ -45,7 +47,8 @@ def test_captions_are_dropped_in_training():
         def __call__(self, x_t, t, text):
             return torch.zeros(len(x_t), 6, *x_t.shape[2:])
 
-    loss = loss_of_captions(PRESETS["report"].losses[0], new_diffusion(100), 0.2)
+    drop = partial(drop_captions, probability=0.2)
+    loss = loss_of_captions(PRESETS["report"].losses[0], new_diffusion(100), drop)
     x_0, mask = torch.linspace(-1, 1, 2000)[:, None, None, None].expand(-1, 3, 2, 2), torch.ones(2000, 4) > 0
     loss(Network(), x_0, mask.long(), mask)
     assert abs((~seen[0].any(1)).float().mean() - 0.2) < 0.05
@@ -85,7 +88,7 @@ def test_no_vlb_learns_no_variance():
     diffusion = new_diffusion(100)
     network = new_network("tiny", network_settings, replace(text, vocab_size=300), diffusion.alpha_bar)
     tokens, mask = torch.zeros(2, text.context).long(), torch.ones(2, text.context).bool()
-    loss = loss_of_captions(loss_velocity_simple, diffusion, 0.0)
+    loss = loss_of_captions(loss_velocity_simple, diffusion, lambda mask: mask)
     assert loss(network, torch.rand(2, 3, 64, 64) * 2 - 1, tokens, mask).shape == (2,)
     text = network.encode_text(tokens, mask)
     x_T = torch.randn(2, 3, 64, 64)
