@@ -129,6 +129,8 @@ class Experiment:
         settings = TrainConfig(out=str(folder), **settings)
         if any(folder.glob("checkpoints/step_*.pt")):
             settings = replace(settings, resume=str(folder))
+        else:  # stopped before its first checkpoint, if it ever began: from the start
+            (folder / "config.json").unlink(missing_ok=True)
         data, validation = data or (self.digits, self.held_back.batch(torch.arange(512)))
         run = Run(self.lesson, settings, data.name)
         return train(network, loss, data, settings, run, validation, show=show)

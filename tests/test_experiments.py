@@ -5,10 +5,12 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
 from common.command import UserError, run_command
 from common.experiments import Experiment, ExperimentConfig, run_experiment, table_of
+from common.runs import read_metrics
 from tests.conftest import ROOT
 
 LESSONS = sorted(path.parent.name for path in ROOT.glob("lesson_*/experiments.py"))
@@ -61,6 +63,17 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path):
     assert Experiment("lesson_test", other_seed).row(measure, 4, variant="a")["value"] == 4
     with pytest.raises(UserError, match="other settings"):
         Experiment("lesson_test", replace(config, num_samples=3))
+
+
+def test_a_training_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    config = ExperimentConfig("x", dataset="drawn", steps=1, device="cpu", out=str(tmp_path))
+    experiment = Experiment("lesson_test", config)
+    folder = experiment.folder_of("a")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "metrics.csv").write_text("step,loss\n1,")
+    experiment.train("a", torch.nn.Linear(1, 1), lambda network, x_0, _: network(x_0[:, 0, :1, 0]).square())
+    assert [row["step"] for row in read_metrics(folder / "metrics.csv")] == [1]
 
 
 def test_tables_of_results_are_aligned(tmp_path):
