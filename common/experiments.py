@@ -147,11 +147,22 @@ def table_of(path, *columns):
     """The rows of a NAME.json as a text with aligned columns; all columns, or those that are named."""
     rows = read_json(path)["rows"]
     columns = columns or [name for name in rows[0] if name not in ("seed", "minutes")]
+    return aligned([columns, *([row.get(name) for name in columns] for row in rows)])
 
-    def cell(value):
+
+def cross_table_of(path, down, across, value):
+    """One number of a NAME.json: a line for each value of `down`, a column for each value of `across`."""
+    numbers = {(row[down], row[across]): row[value] for row in read_json(path)["rows"]}
+    lines, columns = ({key[i]: None for key in numbers} for i in (0, 1))  # each once, in their order
+    cells = [[line, *(numbers.get((line, column)) for column in columns)] for line in lines]
+    return aligned([[down, *columns], *cells])
+
+
+def aligned(table):
+    def text(value):
         return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    cells = [list(columns), *([cell(row.get(name)) for name in columns] for row in rows)]
+    cells = [[text(value) for value in line] for line in table]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths)) for line in cells)
 

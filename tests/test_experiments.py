@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from common.command import UserError, run_command
-from common.experiments import Experiment, ExperimentConfig, run_experiment, table_of
+from common.experiments import Experiment, ExperimentConfig, cross_table_of, run_experiment, table_of
 from common.runs import read_metrics
 from tests.conftest import ROOT
 
@@ -84,6 +84,15 @@ def test_tables_of_results_are_aligned(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
     assert table_of(tmp_path / "x.json") == "decay     n   fid\n  0.5  2000  12.3\n    -     2     1"
     assert table_of(tmp_path / "x.json", "n") == "   n\n2000\n   2"
+
+
+def test_cross_tables_have_a_line_and_a_column_for_each_value(tmp_path):
+    rows = [
+        {"steps": s, "by": by, "fid": fid} for s, by, fid in ((5, "a", 1.5), (5, "b", 20.25), (10, "b", 3.0))
+    ]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
+    table = cross_table_of(tmp_path / "x.json", "steps", "by", "fid")
+    assert table == "steps    a     b\n    5  1.5  20.2\n   10    -     3"
 
 
 def test_an_unknown_experiment_is_named(capsys):
