@@ -50,7 +50,7 @@ def check_flags(config):
             raise UserError(f"{flag} is {value}; it must lie between 0 and 2147483647")
         if field.name in SHARES and not 0 <= value <= 1:
             raise UserError(f"{flag} is {value}; it must lie between 0 and 1")
-        if field.name == "guidance_scale" and not 0 <= value < float("inf"):
+        if field.name == "guidance_scale" and value is not None and not 0 <= value < float("inf"):
             raise UserError(f"{flag} is {value}; it must be 0 (no caption), 1 (plain caption) or greater")
 
 

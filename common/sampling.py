@@ -126,11 +126,15 @@ def write_samples(config, sampler, denoiser_of, shape, prompts, columns=8, **lab
         frames = frames_of(sample_steps(sampler, denoiser_of, shape, n, config), columns)
         write_atomically(path, lambda part: save_gif(part, frames))
     else:
-        images = sample_batches(sampler, denoiser_of, shape, n, config)
-        if path.suffix == ".npz":
-            write_npz(path, images, prompts)
-        elif not path.suffix:
-            write_folder(path, images, prompts)
-        else:
-            write_atomically(path, label_grid(images, columns, **labels).savefig)
+        write_images(path, sample_batches(sampler, denoiser_of, shape, n, config), prompts, columns, **labels)
     print(f"{n} samples, {config.steps} steps of {config.sampler}: {path}")
+
+
+def write_images(path, images, prompts, columns=8, **labels):
+    """Finished samples, by the ending of `path`, all but .gif."""
+    if path.suffix == ".npz":
+        write_npz(path, images, prompts)
+    elif not path.suffix:
+        write_folder(path, images, prompts)
+    else:
+        write_atomically(path, label_grid(images, columns, **labels).savefig)

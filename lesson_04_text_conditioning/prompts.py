@@ -47,12 +47,21 @@ def sample_prompts(
     sampler, network, facts = load_for_sampling(config, lesson, samplers, rebuild)
     prompts = config.prompts(facts.get("prompts", ["a red seven"]))
     tokenizer = captioned_mnist.tokenizer_of(facts)
-    distinct = list(dict.fromkeys(prompts))
-    for prompt in distinct:
+    say_what_is_cut(tokenizer, prompts)
+    denoiser_of = captioned_mnist.denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
+    write_samples(config, sampler, denoiser_of, shape, prompts, **in_rows(prompts))
+
+
+def say_what_is_cut(tokenizer, prompts):
+    for prompt in dict.fromkeys(prompts):
         if (count := len(tokenizer.pieces(prompt))) > (room := tokenizer.context):
             print(f'cut: of "{prompt[:40]}..." ({count} tokens) the network reads the first {room}')
-    denoiser_of = captioned_mnist.denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
-    same = len(prompts) == len(distinct) * (each := len(prompts) // len(distinct)) and each > 1
-    labels = {"row_labels": [prompt[:60] for prompt in distinct]} if same and each <= 16 else {}
-    columns = each if labels else 8
-    write_samples(config, sampler, denoiser_of, shape, prompts, columns, **labels)
+
+
+def in_rows(prompts):
+    """For common.sampling: a row a prompt, with its name, where each has as many samples and fits a row."""
+    distinct = list(dict.fromkeys(prompts))
+    each = len(prompts) // len(distinct)
+    if len(prompts) != len(distinct) * each or not 1 < each <= 16:
+        return {}
+    return {"columns": each, "row_labels": [prompt[:60] for prompt in distinct]}

@@ -121,14 +121,19 @@ def make_tokenizer(captions, text, vocabulary=None):
     if vocabulary is None:
         tokenizer = CaptionTokenizer.train(captions, text.vocab_size, text.context)
     else:
-        files = [Path(vocabulary) / name for name in ("encoder.json", "vocab.bpe")]
-        if missing := [file for file in files if not file.is_file()]:
-            raise UserError(f"--vocabulary {vocabulary} lacks {missing[0].name}; it takes GPT-2's two files")
-        try:
-            tokenizer = CaptionTokenizer.from_gpt2_files(*files, text.context)
-        except Exception as error:  # of the library's own kind
-            raise UserError(f"--vocabulary {vocabulary} cannot be read ({error})") from None
+        tokenizer = gpt2_tokenizer(vocabulary, text.context)
     cut = sum(len(tokenizer.pieces(caption)) > text.context for caption in captions)
     if cut:
         print(f"captions: {cut} of {len(captions)} are cut after {text.context} tokens")
     return tokenizer
+
+
+def gpt2_tokenizer(folder, context):
+    """GLIDE's tokenizer, from a folder of GPT-2's encoder.json and vocab.bpe. Raises UserError."""
+    files = [Path(folder) / name for name in ("encoder.json", "vocab.bpe")]
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(f"--vocabulary {folder} lacks {missing[0].name}; it takes GPT-2's two files")
+    try:
+        return CaptionTokenizer.from_gpt2_files(*files, context)
+    except Exception as error:  # of the library's own kind
+        raise UserError(f"--vocabulary {folder} cannot be read ({error})") from None

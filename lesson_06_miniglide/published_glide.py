@@ -1,0 +1,184 @@
+"""The published GLIDE (Nichol et al. 2022) in our code: OpenAI's weights, GLIDE's tokens and sampling recipe.
+
+The weights are local files. base.pt and upsample.pt draw; base_inpaint.pt and upsample_inpaint.pt repaint:
+
+    U=https://openaipublic.blob.core.windows.net
+    for f in base upsample base_inpaint upsample_inpaint; do curl -O $U/diffusion/dec-2021/$f.pt; done
+    for f in encoder.json vocab.bpe; do curl -O $U/gpt-2/models/124M/$f; done
+    sha256sum *.pt encoder.json vocab.bpe > glide.sha256       # later: sha256sum -c glide.sha256
+
+    python lesson_06_miniglide/sample.py --openai base.pt --openai-upsampler upsample.pt --vocabulary . \
+        --prompt "an oil painting of a corgi"
+"""
+
+import pickle
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from common.command import UserError, check_choice, pick_device
+from common.data import to_uint8
+from common.sampling import check_out, sample_batches, write_images
+from lesson_01_ddpm.diffusion import GaussianDiffusion, clip, linear_betas
+from lesson_02_improved_ddpm.schedules import cosine_betas, space_timesteps
+from lesson_04_text_conditioning.captioned_mnist import denoiser_of_prompts
+from lesson_04_text_conditioning.prompts import in_rows, say_what_is_cut
+from lesson_04_text_conditioning.published import glide_from_published
+from lesson_05_cfg.dpm_solver import SAMPLERS
+from lesson_05_cfg.guidance import guided
+from lesson_06_miniglide.captioned_images import as_batch, gpt2_tokenizer
+
+BASE = {
+    "image_size": 64,
+    "num_channels": 192,
+    "num_res_blocks": 3,
+    "num_head_channels": 64,
+    "attention_resolutions": "32,16,8",
+    "text_ctx": 128,
+    "xf_width": 512,
+    "xf_layers": 16,
+    "xf_heads": 8,
+    "n_vocab": 50_257,
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
+}
+UPSAMPLER = BASE | {"image_size": 256, "num_res_blocks": 2, "super_res": True}
+UPSAMPLER_STEPS = "fast27"
+TEMPERATURE = 0.997  # of the noise that the upsampler starts from
+
+
+def load_published(path, settings, flag):
+    """The network in a published file; whether it repaints is seen from its first layer. Raises UserError."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        seen = weights["input_blocks.0.0.weight"].shape[1]
+        plain = 6 if settings.get("super_res") else 3  # x_t, and low_res; repainting adds an image and a mask
+        network = glide_from_published(settings | {"inpaint": seen == plain + 4}, weights)
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be read ({error.strerror})") from None
+    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{flag} {path} is not the published network of that name ({reason})") from None
+    return network.requires_grad_(False)
+
+
+class Repainting:
+    """A picture of which a part is to be drawn anew: what the networks see of it, and the bound that keeps
+    it.
+
+    image: float [1, 3, H, W] in [-1, 1]. known: float [1, 1, H, W], 1 where the image is kept.
+    """
+
+    def __init__(self, image, known):
+        self.image, self.known = image, known
+
+    @classmethod
+    def load(cls, image, mask, size):
+        """From files, the mask white where to draw. Raises UserError."""
+        picture = read_picture(image, "--image").convert("RGB").resize((size, size), Image.BICUBIC)
+        drawn = read_picture(mask, "--mask").convert("L").resize((64, 64), Image.NEAREST)
+        known = torch.from_numpy(np.array(drawn) < 128).float()[None, None]
+        return cls(as_batch(np.array(picture)[None]), F.interpolate(known, (size, size)))
+
+    def show_to(self, network):
+        """(x_t, t, text) -> output of a network that also sees what is known."""
+
+        def denoiser(x_t, t, text, **seen):
+            image, known = (x.to(x_t.device).expand(len(x_t), -1, -1, -1) for x in (self.image, self.known))
+            return network(x_t, t, text, image=image, mask=known, **seen)
+
+        return denoiser
+
+    def bound(self, x_0):
+        """The predicted x_0, with the known pixels overwritten (a `bound` for any sampler)."""
+        known = self.known.to(x_0.device)
+        return clip(x_0 * (1 - known) + self.image.to(x_0.device) * known)
+
+
+def read_picture(path, flag):
+    try:
+        return Image.open(path)
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be read as a picture ({error})") from None
+
+
+def draw_base(network, tokenizer, prompts, guidance_scale, config, repainting=None):
+    """A sample a prompt, [N, 3, 64, 64]. config: with `sampler`, `steps`, `seed` and `device`."""
+    process = GaussianDiffusion(cosine_betas(1000))
+    try:
+        process = process.keep(space_timesteps(1000, str(config.steps)))
+    except ValueError as error:
+        raise UserError(f"--steps {config.steps}: {error}") from None
+    sampler = partial(SAMPLERS[config.sampler], process, bound=repainting.bound if repainting else clip)
+
+    def denoiser_for(network, text, empty):
+        return guided(repainting.show_to(network) if repainting else network, text, empty, guidance_scale)
+
+    denoiser_of = denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
+    shape = (3, network.config.image_size, network.config.image_size)
+    return sample_batches(sampler, denoiser_of, shape, len(prompts), config)
+
+
+def enlarge(network, tokenizer, prompts, low_res, config, repainting=None):
+    """The upsampler's pictures of low_res [N, 3, h, w]: without guidance, DDIM, or ancestral to repaint.
+
+    low_res is rounded to 8 bits, as the upsampler's training images were.
+    """
+    process = GaussianDiffusion(linear_betas(1000)).keep(space_timesteps(1000, UPSAMPLER_STEPS))
+    name, bound = ("ddpm", repainting.bound) if repainting else ("ddim", clip)
+    low_res = to_uint8(low_res) / 127.5 - 1
+    seeing = repainting.show_to(network) if repainting else network
+
+    def cooler(denoiser, x_T, generator):
+        return SAMPLERS[name](process, denoiser, TEMPERATURE * x_T, generator, bound=bound)
+
+    def denoiser_for(network, text, empty):
+        return partial(seeing, text=text)
+
+    of_prompts = denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
+
+    def denoiser_of(indices):
+        return partial(of_prompts(indices), low_res=low_res[indices].to(pick_device(config.device)))
+
+    shape = (3, network.config.image_size, network.config.image_size)
+    return sample_batches(cooler, denoiser_of, shape, len(prompts), config, batch_size=4)
+
+
+def sample(config):
+    """sample.py with --openai, every flag checked before any work is done. Raises UserError."""
+    config = replace(config, sampler=config.sampler or "ddpm", steps=config.steps or 100)
+    scale = (5.0 if config.image else 3.0) if config.guidance_scale is None else config.guidance_scale
+    check_choice("--sampler", config.sampler, SAMPLERS)
+    check_out(config.out)
+    if config.out.endswith(".gif"):
+        raise UserError(f"--out {config.out}: with --openai it must be a .png, an .npz or a folder")
+    if config.checkpoint:
+        raise UserError("--openai and --checkpoint name two networks; leave one out")
+    if not config.vocabulary:
+        raise UserError("--openai needs --vocabulary, a folder with GPT-2's encoder.json and vocab.bpe")
+    if bool(config.image) != bool(config.mask):
+        raise UserError("to repaint takes both, --image and --mask (white where to draw anew)")
+    tokenizer = gpt2_tokenizer(config.vocabulary, BASE["text_ctx"])
+    prompts = config.prompts(["an oil painting of a corgi"])
+    say_what_is_cut(tokenizer, prompts)
+
+    def load(path, settings, flag):
+        network = load_published(path, settings, flag).to(pick_device(config.device))
+        if config.image and not network.inpaint:
+            raise UserError(f"{flag} {path} cannot repaint an --image; take the published one for inpainting")
+        size = settings["image_size"]
+        return network, Repainting.load(config.image, config.mask, size) if config.image else None
+
+    base, repainting = load(config.openai, BASE, "--openai")
+    if config.openai_upsampler:
+        upsampler, repainting_large = load(config.openai_upsampler, UPSAMPLER, "--openai-upsampler")
+    images = draw_base(base, tokenizer, prompts, scale, config, repainting)
+    if config.openai_upsampler:
+        images = enlarge(upsampler, tokenizer, prompts, images, config, repainting_large)
+    write_images(Path(config.out), images, prompts, **in_rows(prompts))
+    print(f"{len(prompts)} samples, {config.steps} steps of {config.sampler}: {config.out}")

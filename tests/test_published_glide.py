@@ -1,0 +1,172 @@
+"""The published GLIDE in our code: its files, its recipe, and what is wrong with a file that is not one."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import ByteLevelBPETokenizer
+
+from common.command import run_command
+from lesson_02_improved_ddpm.schedules import space_timesteps
+from lesson_03_adm.published import config_from_published
+from lesson_04_text_conditioning.published import glide_from_published
+from lesson_04_text_conditioning.text_transformer import Text
+from lesson_04_text_conditioning.tokenizer import END
+from lesson_06_miniglide import sample
+from lesson_06_miniglide.captioned_images import gpt2_tokenizer
+from lesson_06_miniglide.presets import GLIDE, PRESETS, new_network
+from lesson_06_miniglide.published_glide import BASE, Repainting, draw_base, enlarge
+from tests.test_golden import golden_json, published_weights
+
+CONFIG = SimpleNamespace(sampler="ddpm", steps=2, seed=0, device="cpu")
+GOLDEN = ("glide_base", "glide_upsampler", "glide_inpaint")
+
+
+TEXT = {"blocks.": "transformer.resblocks.", ".qkv.": ".attn.c_qkv.", ".proj.": ".attn.c_proj."}
+TEXT |= {".fc_1.": ".mlp.c_fc.", ".fc_2.": ".mlp.c_proj."}
+UNET = {"time_mlp.": "time_embed.", "middle.": "middle_block.", "up.": "output_blocks.", "last.": "out."}
+UNET |= {"norm_1.": "in_layers.0.", "conv_1.": "in_layers.2.", ".emb.": ".emb_layers.1."}
+UNET |= {"norm_2.": "out_layers.0.", "conv_2.": "out_layers.3.", ".skip.": ".skip_connection."}
+UNET |= {".proj.": ".proj_out.", ".text_kv.": ".encoder_kv.", "first.": "input_blocks.0.0."}
+
+
+def published_name(name):
+    """What OpenAI's code calls a parameter of ours."""
+    part, name = name.split(".", 1)
+    if name.startswith("proj."):
+        return f"transformer_{name}"
+    name = re.sub(r"^down\.(\d+)\.", lambda found: f"input_blocks.{int(found[1]) + 1}.", name)
+    for ours, theirs in (TEXT if part == "text" else UNET).items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def golden_network(name):
+    settings = golden_json(name)
+    return glide_from_published(settings["config"], published_weights(settings["parameters"]))
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(["a red corgi"], vocab_size=280, special_tokens=[END])
+    tokenizer.save_model(str(tmp_path))
+    (tmp_path / "vocab.json").rename(tmp_path / "encoder.json")
+    (tmp_path / "merges.txt").rename(tmp_path / "vocab.bpe")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_names_of_the_published_layout(name):
+    ours = golden_network(name).state_dict()
+    assert {published_name(n): list(w.shape) for n, w in ours.items()} == golden_json(name)["parameters"]
+
+
+def test_a_full_size_checkpoint_loads_and_draws(vocabulary, tmp_path):
+    with torch.device("meta"):
+        shapes = {n: w.shape for n, w in full_size().items()}
+    assert sum(shape.numel() for shape in shapes.values()) == 385_030_726
+    torch.manual_seed(0)
+    noise = torch.randn(max(shape.numel() for shape in shapes.values())).half()
+    weights = {n: 0.02 * noise[: shape.numel()].reshape(shape) for n, shape in shapes.items()}
+    torch.save(weights, tmp_path / "base.pt")
+    del weights
+    out = tmp_path / "out.npz"
+    flags = [
+        "--openai",
+        str(tmp_path / "base.pt"),
+        "--vocabulary",
+        str(vocabulary),
+        "--prompt",
+        "a red corgi",
+    ]
+    flags += ["--steps", "2", "--num-samples", "1", "--device", "cpu", "--out", str(out)]
+    run_command(sample.main, sample.Config, argv=flags)
+    images = np.load(out)["images"]
+    assert images.shape == (1, 64, 64, 3) and images.std() > 1
+
+
+def full_size():
+    """Every parameter of the published base network, under its published name."""
+    return {published_name(n): w for n, w in new_network("glide", *PRESETS["glide"][:2]).state_dict().items()}
+
+
+def test_the_full_size_settings_are_those_of_the_glide_preset():
+    assert {**config_from_published(BASE).__dict__, "out_channels": 6} == GLIDE.__dict__
+
+
+class Recorder(torch.nn.Module):
+    """Stands for an upsampler: notes what it is called with."""
+
+    inpaint, config = False, SimpleNamespace(image_size=8)
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.calls = torch.nn.Parameter(torch.zeros(1)), []
+
+    def encode_text(self, tokens, mask):
+        return Text(mask.float(), mask.float()[:, None])
+
+    def forward(self, x_t, t, text, low_res):
+        self.calls.append((x_t, t, text, low_res))
+        return torch.zeros(len(x_t), 6, *x_t.shape[2:])
+
+
+def test_the_upsampler_is_asked_as_glide_asks_it(vocabulary):
+    network, tokenizer = Recorder(), gpt2_tokenizer(vocabulary, 8)
+    low_res = torch.rand(2, 3, 4, 4) * 2 - 1
+    enlarge(network, tokenizer, ["a", ""], low_res, CONFIG)
+    x_T, _, text, seen = network.calls[0]
+    assert [int(call[1][0]) for call in network.calls] == space_timesteps(1000, "fast27")[::-1]
+    torch.testing.assert_close(
+        x_T / 0.997, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    )
+    grid = (seen + 1) * 127.5
+    torch.testing.assert_close(grid, grid.round(), rtol=0, atol=1e-4)
+    assert (seen - low_res).abs().max() <= 1 / 255 + 1e-6
+    assert text.embedding.tolist() == [[1] + [0] * 7, [0] * 8]  # each its own caption, nothing beside it
+
+
+def test_repainting_keeps_known_pixels_and_draws_the_others(vocabulary):
+    network, tokenizer = golden_network("glide_inpaint"), gpt2_tokenizer(vocabulary, 16)
+    image, known = torch.rand(1, 3, 32, 32) * 2 - 1, torch.zeros(1, 1, 32, 32)
+    known[..., :16] = 1
+    images = draw_base(network, tokenizer, ["a", "b"], 5.0, CONFIG, Repainting(image, known))
+    torch.testing.assert_close(images[..., :16], image.expand(2, -1, -1, -1)[..., :16])
+    assert (images[0] - images[1])[..., 16:].abs().mean() > 0.01
+    other = draw_base(network, tokenizer, ["a", "b"], 5.0, CONFIG, Repainting(-image, known))
+    assert (images - other)[..., 16:].abs().mean() > 0.001  # what is known is seen
+
+
+def test_masks_are_white_where_to_draw(tmp_path):
+    Image.fromarray(np.full((100, 80, 3), 255, np.uint8)).save(tmp_path / "image.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :32] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    repainting = Repainting.load(tmp_path / "image.png", tmp_path / "mask.png", 256)
+    assert repainting.image.shape == (1, 3, 256, 256) and repainting.image.min() == 1
+    assert repainting.known[..., :128].max() == 0 and repainting.known[..., 128:].min() == 1
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (["--image", "x.png"], "--image needs --openai"),
+        (["--openai", "{}/none.pt"], "--openai needs --vocabulary"),
+        (["--openai", "{}/none.pt", "--vocabulary", "{}"], "none.pt cannot be read"),
+        (["--openai", "{}/vocab.bpe", "--vocabulary", "{}"], "vocab.bpe is not the published network"),
+        (["--openai", "{}/small.pt", "--vocabulary", "{}"], "small.pt is not the published network"),
+        (["--openai", "{}/small.pt", "--vocabulary", "{}", "--mask", "x"], "takes both, --image and --mask"),
+        (["--openai", "{}/small.pt", "--vocabulary", "{}", "--out", "x.gif"], "with --openai"),
+        (["--openai", "{}/small.pt", "--checkpoint", "x"], "leave one out"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(flags, line, vocabulary, capsys):
+    torch.save(published_weights(golden_json("glide_base")["parameters"]), vocabulary / "small.pt")
+    with pytest.raises(SystemExit, match="2"):
+        run_command(sample.main, sample.Config, argv=[flag.format(vocabulary) for flag in flags])
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1
