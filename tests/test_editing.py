@@ -1,0 +1,89 @@
+"""Inpainting and image to image, against Gaussian data whose conditional distribution is known."""
+
+import pytest
+import torch
+
+from lesson_01_ddpm.diffusion import GaussianDiffusion, fixed_small
+from lesson_02_improved_ddpm.ddim import ddim_sample
+from lesson_02_improved_ddpm.schedules import cosine_betas
+from lesson_06_miniglide.editing import image_to_image, inpaint_sample
+
+PROCESS = GaussianDiffusion(cosine_betas(1000))
+CORRELATION, SPREAD = 0.9, 0.5
+COVARIANCE = SPREAD**2 * torch.tensor([[1, CORRELATION], [CORRELATION, 1]], dtype=torch.float64)
+
+
+def two_pixels():
+    """The ideal denoiser of pairs of pixels, N(0, SPREAD^2) each, correlated."""
+
+    def denoiser(x_t, t):
+        a = PROCESS.alpha_bar[t[0]]
+        x = x_t.flatten(1).double()
+        gain = a.sqrt() * COVARIANCE @ torch.linalg.inv(a * COVARIANCE + (1 - a) * torch.eye(2))
+        return ((x - a.sqrt() * x @ gain.T) / (1 - a).sqrt()).view_as(x_t)
+
+    return denoiser
+
+
+def inpainted(times, n=2000):
+    """The second pixel, drawn where the first is known to be 0.6."""
+    image, known = torch.tensor([0.6, 0.0]).view(1, 1, 1, 2), torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    generator = torch.Generator().manual_seed(0)
+    x_T = torch.randn(n, 1, 1, 2, generator=generator)
+    *_, last = inpaint_sample(
+        PROCESS.evenly(100),
+        two_pixels(),
+        x_T,
+        generator,
+        image=image,
+        known=known,
+        times=times,
+        log_variance=fixed_small,
+        bound=None,
+    )
+    assert (last.x_prev[..., 0] == 0.6).all()  # exactly
+    return last.x_prev[..., 1].flatten()
+
+
+def test_resampling_draws_what_is_likely_beside_the_known_pixels():
+    """Of p(second | first = 0.6): mean 0.54, standard deviation 0.22."""
+    mean, deviation = CORRELATION * 0.6, SPREAD * (1 - CORRELATION**2) ** 0.5
+    once, often = inpainted(1), inpainted(10)
+    error_once, error_often = abs(once.mean() - mean), abs(often.mean() - mean)
+    assert error_often < 0.05 and error_once > 2 * error_often
+    assert abs(often.std() - deviation) < 0.05
+
+
+def test_nothing_known_is_plain_sampling():
+    x_T, nothing = torch.randn(2000, 1, 1, 2), torch.zeros(1, 1, 1, 1)
+    sampled = inpaint_sample(
+        PROCESS.evenly(50), two_pixels(), x_T, image=x_T, known=nothing, log_variance=fixed_small, bound=None
+    )
+    *_, last = sampled
+    covariance = last.x_prev.flatten(1).T.cov()
+    assert covariance[0, 0] == pytest.approx(SPREAD**2, rel=0.15)
+    assert covariance[0, 1] / covariance[0, 0] == pytest.approx(CORRELATION, rel=0.05)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.4, 0.7, 1.0])
+def test_image_to_image_keeps_more_the_less_noise_there_is(strength):
+    """DDIM maps N(0, a C + (1 - a) I) to N(0, C) linearly: how much of the image is left is known."""
+    torch.manual_seed(0)
+    image = (torch.randn(20_000, 2).double() @ torch.linalg.cholesky(COVARIANCE).T).view(-1, 1, 1, 2)
+    process, ideal = PROCESS.evenly(100), two_pixels()
+    *_, last = image_to_image(
+        lambda *args: ddim_sample(*args, bound=None), process, ideal, image.float(), strength
+    )
+    a = process.alpha_bar[round(100 * strength) - 1]
+    values, modes = torch.linalg.eigh(COVARIANCE)
+    gain = modes @ (values / (a * values + 1 - a)).sqrt().diag() @ modes.T
+    expected = (a.sqrt() * gain @ COVARIANCE)[0, 0] / SPREAD**2
+    before, after = image[..., 0].flatten().float(), last.x_prev[..., 0].flatten()
+    assert torch.corrcoef(torch.stack([before, after]))[0, 1] == pytest.approx(expected.item(), abs=0.03)
+    assert after.std() == pytest.approx(SPREAD, rel=0.05)
+
+
+@pytest.mark.parametrize("strength", [0, -1, 1.5, float("nan")])
+def test_a_strength_that_is_none_is_refused(strength):
+    with pytest.raises(ValueError, match="at most 1"):
+        image_to_image(ddim_sample, PROCESS, two_pixels(), torch.zeros(1, 1, 1, 2), strength)
