@@ -42,6 +42,11 @@ class TextUNet(nn.Module):
             attention=lambda channels, config: TextAttention(channels, config, text_config.width),
         )
 
+    @property
+    def image_shape(self):
+        """(C, H, W) of x_t."""
+        return (self.config.in_channels, self.config.image_size, self.config.image_size)
+
     def encode_text(self, tokens, mask):
         """Once a prompt, not once a step. tokens, mask: [N, context]."""
         return self.text(tokens, mask)

@@ -19,15 +19,15 @@ class VelocityUNet(TextUNet):
     eps_hat.
 
     From outside it is a network like any other: (x_t, t, text) -> [N, 2C, H, W], eps_hat and v.
-    alpha_bar: [T], of the process that it is trained on.
+    alpha_bar: [T], of the process that it is trained on. beside: what TextUNet's constructor takes besides.
     """
 
-    def __init__(self, config, text_config, alpha_bar):
-        super().__init__(config, text_config)
+    def __init__(self, config, text_config, alpha_bar, **beside):
+        super().__init__(config, text_config, **beside)
         self.register_buffer("alpha_bar", alpha_bar.float(), persistent=False)
 
-    def forward(self, x_t, t, text):
-        output, c = super().forward(x_t, t, text).float(), x_t.shape[1]
+    def forward(self, x_t, t, text, **seen):
+        output, c = super().forward(x_t, t, text, **seen).float(), x_t.shape[1]
         alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
         eps_hat = alpha_bar.sqrt() * output[:, :c] + (1 - alpha_bar).sqrt() * x_t
         return torch.cat([eps_hat, output[:, c:]], 1)

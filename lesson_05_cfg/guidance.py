@@ -17,15 +17,22 @@ def drop_captions(mask, probability):
     return mask & ~dropped[:, None]
 
 
-def loss_of_captions(at_t, diffusion, drop):
+def draw(diffusion, network, x_0):
+    """The task of all lessons so far: draw x_0, given its caption and nothing else."""
+    return x_0, {}
+
+
+def loss_of_captions(at_t, diffusion, drop, task=draw):
     """(network, x_0, tokens, mask) -> [N]: the loss `at_t` at random t, with the captions that `drop` leaves.
 
-    at_t: (diffusion, denoiser, x_0, t, noise) -> [N]. drop: mask -> mask.
+    at_t: (diffusion, denoiser, x_0, t, noise) -> [N]. drop: mask -> mask. task: (diffusion, network, x_0) ->
+    what is to be drawn, and what the network sees of it, by name.
     """
 
     def loss(network, x_0, tokens, mask):
+        x_0, seen = task(diffusion, network, x_0)
         text = network.encode_text(tokens, drop(mask))
-        return loss_at_random_t(at_t, diffusion, partial(network, text=text), x_0)
+        return loss_at_random_t(at_t, diffusion, partial(network, text=text, **seen), x_0)
 
     return loss
 

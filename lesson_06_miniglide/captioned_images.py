@@ -14,7 +14,7 @@ from common.data import to_float
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
 from lesson_06_miniglide import shapes
 from lesson_06_miniglide.cache import load_cache
-from lesson_06_miniglide.presets import IMAGE_SHAPE
+from lesson_06_miniglide.presets import IMAGE_SIZE
 
 NUM_DRAWN = 20_000  # pictures of shapes
 
@@ -94,13 +94,7 @@ def load_images(config):
     if config.dogs and config.image_limit:
         print("data: --image-limit is not for --dogs, whose photos are all used")
     images, captions = load_cache(
-        config.data_dir,
-        IMAGE_SHAPE[-1],
-        config.resize,
-        config.dogs,
-        limit,
-        config.cache_dir,
-        config.allow_broken,
+        config.data_dir, IMAGE_SIZE, config.resize, config.dogs, limit, config.cache_dir, config.allow_broken
     )
     return captioned_images(Path(config.data_dir).resolve().name, images, captions, config.flip)
 

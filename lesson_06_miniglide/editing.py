@@ -48,15 +48,15 @@ def inpaint_sample(
         x_t = x_prev
 
 
-def image_to_image(sampler, diffusion, denoiser, image, strength, generator=None):
-    """Sample from the image, noised as far as the share `strength` of the timesteps: 1 leaves nothing of it,
-    less keeps first the layout, then also the colours and the shapes. Yields the sampler's Steps.
+def image_to_image(diffusion, denoiser, x_T, generator=None, *, image, strength, sampler):
+    """Sample from the image with noise x_T, as much as at the share `strength` of the timesteps: 1 leaves
+    nothing of it, less keeps first the layout, then also colours and shapes. Yields the sampler's Steps.
 
-    sampler: (diffusion, denoiser, x_T, generator) -> Steps. Raises ValueError if strength is not in (0, 1].
+    image: [N or 1, C, H, W]. sampler: (diffusion, denoiser, x_T, generator) -> Steps. Raises ValueError if
+    strength is not in (0, 1].
     """
     if not 0 < strength <= 1:
         raise ValueError(f"a strength of {strength}; it must be greater than 0 and at most 1")
     first_steps = diffusion.keep(torch.arange(max(1, round(strength * diffusion.num_timesteps))))
-    t = torch.full((len(image),), first_steps.num_timesteps - 1)
-    x_t = diffusion.q_sample(image, t, gaussian_noise(image, generator))
-    return sampler(first_steps, denoiser, x_t, generator)
+    t = torch.full((len(x_T),), first_steps.num_timesteps - 1)
+    return sampler(first_steps, denoiser, first_steps.q_sample(image.expand_as(x_T), t, x_T), generator)

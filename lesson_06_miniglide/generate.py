@@ -1,7 +1,7 @@
 """A trained network with all that is needed to draw from it."""
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from hashlib import sha256
 
 import torch
@@ -13,7 +13,7 @@ from lesson_04_text_conditioning.captioned_mnist import denoiser_of_prompts, tok
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
 from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import guided
-from lesson_06_miniglide.presets import IMAGE_SHAPE, rebuild
+from lesson_06_miniglide.presets import rebuild
 
 LESSON = "lesson_06_miniglide"
 
@@ -39,12 +39,41 @@ class Generator:
             digest.update(weight.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:12]
 
-    def draw(self, prompts, guidance_scale, config, steps=20, sampler="dpm++"):
-        """A sample a prompt: float [N, 3, 64, 64]. config: with `seed` and `device`."""
-        check_choice("--sampler", sampler, SAMPLERS)
+    def draw(self, prompts, guidance_scale, config, steps=20, sampler="dpm++", **seen):
+        """A sample a prompt: float [N, 3, H, W]. config: with `seed` and `device`.
+
+        sampler: by name, or a function like those. seen: what the network sees beside x_t, by name, [N, ...]
+        each.
+        """
+        if isinstance(sampler, str):
+            check_choice("--sampler", sampler, SAMPLERS)
+            sampler = SAMPLERS[sampler]
         if not 0 <= guidance_scale < float("inf"):
             raise UserError(f"a guidance scale of {guidance_scale}: it must be 0 (no caption), 1 or greater")
-        sampler = in_steps(SAMPLERS[sampler], self.diffusion, steps)
-        denoiser_for = partial(guided, guidance_scale=guidance_scale)
-        denoiser_of = denoiser_of_prompts(self.network, self.tokenizer, prompts, denoiser_for)
-        return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(prompts), config)
+        sampler = in_steps(sampler, self.diffusion, steps)
+        denoiser_of = guided_denoisers(self.network, self.tokenizer, prompts, guidance_scale, **seen)
+        return sample_batches(sampler, denoiser_of, self.network.image_shape, len(prompts), config)
+
+
+def guided_denoisers(network, tokenizer, prompts, guidance_scale, **seen):
+    """What common.sampling asks for: (indices) -> a guided denoiser for the samples of these prompts."""
+    texts_of = denoiser_of_prompts(network, tokenizer, prompts, lambda network, *texts: texts)
+
+    def denoiser_of(indices):
+        here = {name: x[indices] for name, x in seen.items()}
+        return guided(seeing(network, **here), *texts_of(indices), guidance_scale)
+
+    return denoiser_of
+
+
+def seeing(network, **seen):
+    """(x_t, t, text) -> the output of a network that also sees these [N, ...].
+
+    Guidance asks about each sample twice at once: what is seen is repeated as often.
+    """
+
+    def denoiser(x_t, t, text):
+        again = {name: torch.cat([x] * (len(x_t) // len(x))).to(x_t.device) for name, x in seen.items()}
+        return network(x_t, t, text, **again)
+
+    return denoiser

@@ -8,6 +8,11 @@ from lesson_04_text_conditioning.velocity import VelocityUNet
 PATCH = 2  # pixels; a patch of 2x2 in 3 channels is one place in 12
 
 
+def cut(images):
+    """[N, C, H, W] -> [N, 4C, H / 2, W / 2]: the pixels of a patch become its channels."""
+    return F.pixel_unshuffle(images, PATCH)
+
+
 class PatchUNet(TextUNet):
     """A TextUNet on patches: from outside (x_t [N, 3, H, W], t, text) -> [N, 6, H, W], as ever.
 
@@ -16,9 +21,17 @@ class PatchUNet(TextUNet):
     of the places.
     """
 
-    def forward(self, x_t, t, text):
-        output = super().forward(F.pixel_unshuffle(x_t, PATCH), t, text)
-        return F.pixel_shuffle(output, PATCH)
+    @property
+    def image_shape(self):
+        c, h, w = super().image_shape
+        return (c // PATCH**2, h * PATCH, w * PATCH)
+
+    def forward(self, x_t, t, text, image=None, mask=None, low_res=None):
+        if image is not None:  # of a patch's mask it sees whether any pixel is known
+            image, mask = cut(image * mask), F.max_pool2d(mask, PATCH)
+        if low_res is not None:
+            low_res = cut(F.interpolate(low_res, x_t.shape[2:], mode="bilinear", align_corners=False))
+        return F.pixel_shuffle(super().forward(cut(x_t), t, text, image, mask, low_res), PATCH)
 
 
 class PatchVelocityUNet(VelocityUNet, PatchUNet):

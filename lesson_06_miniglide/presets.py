@@ -1,12 +1,16 @@
 """The networks of lesson 6, and where their parameters are.
 
-    tiny     for two CPU cores: patches of 2x2 pixels, most of the work at 16x16 and 8x8
-    report   what the report of miniGLIDE describes; it calls this 1.5 million parameters
-    glide    the published GLIDE (Nichol et al. 2022)
+    tiny             for two CPU cores: patches of 2x2 pixels, most of the work at 16x16 and 8x8
+    tiny_small       the same for 16x16 pixels, to be enlarged
+    tiny_upsampler   16x16 to 64x64 pixels
+    tiny_inpainting  fills holes; begins as tiny
+    report           what the report of miniGLIDE describes; it calls this 1.5 million parameters
+    glide            the published GLIDE (Nichol et al. 2022)
 
 `python lesson_06_miniglide/presets.py` prints the table.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,16 +19,19 @@ import tyro
 
 from common.command import UserError, check_choice, run_command
 from common.runs import as_config
-from lesson_01_ddpm.diffusion import GaussianDiffusion, loss_simple
+from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas, loss_simple
 from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_03_adm.adm_unet import ADMConfig
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_04_text_conditioning.text_unet import TextUNet
-from lesson_04_text_conditioning.velocity import loss_velocity, loss_velocity_simple
+from lesson_04_text_conditioning.velocity import VelocityUNet, loss_velocity, loss_velocity_simple
+from lesson_05_cfg.guidance import draw
+from lesson_06_miniglide.inpainting import InpaintingUNet, inpaint
 from lesson_06_miniglide.patches import PATCH, PatchVelocityUNet
+from lesson_06_miniglide.upsampler import LOW_RES, UpsamplingUNet, draw_small, enlarge
 
-IMAGE_SHAPE = (3, 64, 64)
+IMAGE_SIZE = 64
 GPT2_VOCABULARY = 50_257
 GLIDE = ADMConfig(
     image_size=64,
@@ -39,7 +46,7 @@ GLIDE = ADMConfig(
 )
 GLIDE_TEXT = TextConfig(GPT2_VOCABULARY, context=128, width=512, layers=16, heads=8)
 TINY = ADMConfig(
-    image_size=64 // PATCH,
+    image_size=IMAGE_SIZE // PATCH,
     in_channels=3 * PATCH**2,
     out_channels=6 * PATCH**2,
     num_channels=24,
@@ -48,14 +55,29 @@ TINY = ADMConfig(
     num_head_channels=24,
     groups=8,
 )
+SMALL = replace(
+    TINY,
+    image_size=LOW_RES,
+    in_channels=3,
+    out_channels=6,
+    num_channels=32,
+    channel_mult=(1, 2),
+    num_head_channels=32,
+)
 TINY_TEXT = TextConfig(1000, context=24, width=64, layers=2, heads=4)
 
 
 class Preset(NamedTuple):
     network: ADMConfig
     text: TextConfig
-    velocity: bool = False  # PatchVelocityUNet, trained on its velocity; else TextUNet, on eps
+    kind: type = TextUNet
     learning_rate: float = 1e-4
+    task: Callable = draw  # (diffusion, network, x_0) -> (x_0, what the network sees beside x_t)
+    betas: Callable = cosine_betas
+
+    @property
+    def velocity(self):
+        return issubclass(self.kind, VelocityUNet)
 
     @property
     def losses(self):
@@ -64,7 +86,10 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "tiny": Preset(TINY, TINY_TEXT, velocity=True, learning_rate=1e-3),
+    "tiny": Preset(TINY, TINY_TEXT, PatchVelocityUNet, 1e-3),
+    "tiny_small": Preset(SMALL, TINY_TEXT, VelocityUNet, 1e-3, draw_small),
+    "tiny_upsampler": Preset(TINY, TINY_TEXT, UpsamplingUNet, 1e-3, enlarge, linear_betas),
+    "tiny_inpainting": Preset(TINY, TINY_TEXT, InpaintingUNet, 1e-3, inpaint),
     "report": Preset(replace(GLIDE, num_channels=96, num_head_channels=32), GLIDE_TEXT),
     "glide": Preset(GLIDE, GLIDE_TEXT),
 }
@@ -76,9 +101,8 @@ def new_network(preset, network, text, alpha_bar=None):
     alpha_bar: [T] of the process, for those that predict a velocity. Raises ValueError if channels and heads
     or channels and groups do not fit together.
     """
-    if PRESETS[preset].velocity:
-        return PatchVelocityUNet(network, text, alpha_bar)
-    return TextUNet(network, text)
+    kind = PRESETS[preset].kind
+    return kind(network, text, alpha_bar) if PRESETS[preset].velocity else kind(network, text)
 
 
 def settings_of(config):
@@ -111,15 +135,20 @@ def changed(settings, **flags):
     return replace(settings, **{name: value for name, value in flags.items() if value is not None})
 
 
-def new_diffusion(timesteps):
-    return GaussianDiffusion(cosine_betas(timesteps))
+def new_diffusion(timesteps, preset="tiny"):
+    """The process of a preset. Raises UserError if its schedule has no place for so few timesteps."""
+    try:
+        return GaussianDiffusion(PRESETS[preset].betas(timesteps))
+    except ValueError as error:
+        raise UserError(f"--timesteps {timesteps}: {error}") from None
 
 
 def rebuild(facts):
     """(network, diffusion) of a checkpoint's facts."""
-    diffusion = new_diffusion(facts["config"]["timesteps"])
+    preset = facts["config"]["preset"]
+    diffusion = new_diffusion(facts["config"]["timesteps"], preset)
     network, text = as_config(ADMConfig, facts["network"]), as_config(TextConfig, facts["text"])
-    return new_network(facts["config"]["preset"], network, text, diffusion.alpha_bar), diffusion
+    return new_network(preset, network, text, diffusion.alpha_bar), diffusion
 
 
 def budget(network):
@@ -131,20 +160,21 @@ def budget(network):
         "text transformer": text,
         "text's keys and values": torch.nn.ModuleList(m.text_kv for m in attention),
         "attention of pixels": torch.nn.ModuleList(attention),
-        "the rest of the UNet": unet,
+        "the rest of the UNet": network,
     }
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    counts["in all"] = counts["the rest of the UNet"]
+    counts["the rest of the UNet"] -= counts["text transformer"] + counts["attention of pixels"]
     counts["text transformer"] -= counts["token embeddings"]
-    counts["the rest of the UNet"] -= counts["attention of pixels"]
     counts["attention of pixels"] -= counts["text's keys and values"]
-    return counts | {"in all": sum(p.numel() for p in network.parameters())}
+    return counts
 
 
 @dataclass(frozen=True)
 class Config:
     """Print where the parameters of the presets are."""
 
-    preset: tyro.conf.Positional[str | None] = None  # tiny, report or glide; default all
+    preset: tyro.conf.Positional[str | None] = None  # one of the above; default all
 
 
 def main(config):
@@ -152,9 +182,9 @@ def main(config):
     names = [config.preset] if config.preset else list(PRESETS)
     with torch.device("meta"):  # shapes without memory
         budgets = [budget(new_network(n, *PRESETS[n][:2], torch.ones(1000))) for n in names]
-    print(f"{'':24}" + "".join(f"{name:>14}" for name in names))
+    print(f"{'':24}" + "".join(f"{name:>16}" for name in names))
     for part in budgets[0]:
-        print(f"{part:24}" + "".join(f"{counts[part]:14,}" for counts in budgets))
+        print(f"{part:24}" + "".join(f"{counts[part]:16,}" for counts in budgets))
 
 
 if __name__ == "__main__":

@@ -16,22 +16,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 
 from common.command import UserError, check_choice, pick_device
 from common.data import to_uint8
 from common.sampling import check_out, sample_batches, write_images
 from lesson_01_ddpm.diffusion import GaussianDiffusion, clip, linear_betas
 from lesson_02_improved_ddpm.schedules import cosine_betas, space_timesteps
-from lesson_04_text_conditioning.captioned_mnist import denoiser_of_prompts
 from lesson_04_text_conditioning.prompts import in_rows, say_what_is_cut
 from lesson_04_text_conditioning.published import glide_from_published
 from lesson_05_cfg.dpm_solver import SAMPLERS
-from lesson_05_cfg.guidance import guided
-from lesson_06_miniglide.captioned_images import as_batch, gpt2_tokenizer
+from lesson_06_miniglide.captioned_images import gpt2_tokenizer
+from lesson_06_miniglide.generate import guided_denoisers
+from lesson_06_miniglide.inpainting import Repainting
 
 BASE = {
     "image_size": 64,
@@ -67,46 +64,6 @@ def load_published(path, settings, flag):
     return network.requires_grad_(False)
 
 
-class Repainting:
-    """A picture of which a part is to be drawn anew: what the networks see of it, and the bound that keeps
-    it.
-
-    image: float [1, 3, H, W] in [-1, 1]. known: float [1, 1, H, W], 1 where the image is kept.
-    """
-
-    def __init__(self, image, known):
-        self.image, self.known = image, known
-
-    @classmethod
-    def load(cls, image, mask, size):
-        """From files, the mask white where to draw. Raises UserError."""
-        picture = read_picture(image, "--image").convert("RGB").resize((size, size), Image.BICUBIC)
-        drawn = read_picture(mask, "--mask").convert("L").resize((64, 64), Image.NEAREST)
-        known = torch.from_numpy(np.array(drawn) < 128).float()[None, None]
-        return cls(as_batch(np.array(picture)[None]), F.interpolate(known, (size, size)))
-
-    def show_to(self, network):
-        """(x_t, t, text) -> output of a network that also sees what is known."""
-
-        def denoiser(x_t, t, text, **seen):
-            image, known = (x.to(x_t.device).expand(len(x_t), -1, -1, -1) for x in (self.image, self.known))
-            return network(x_t, t, text, image=image, mask=known, **seen)
-
-        return denoiser
-
-    def bound(self, x_0):
-        """The predicted x_0, with the known pixels overwritten (a `bound` for any sampler)."""
-        known = self.known.to(x_0.device)
-        return clip(x_0 * (1 - known) + self.image.to(x_0.device) * known)
-
-
-def read_picture(path, flag):
-    try:
-        return Image.open(path)
-    except OSError as error:
-        raise UserError(f"{flag} {path} cannot be read as a picture ({error})") from None
-
-
 def draw_base(network, tokenizer, prompts, guidance_scale, config, repainting=None):
     """A sample a prompt, [N, 3, 64, 64]. config: with `sampler`, `steps`, `seed` and `device`."""
     process = GaussianDiffusion(cosine_betas(1000))
@@ -114,14 +71,10 @@ def draw_base(network, tokenizer, prompts, guidance_scale, config, repainting=No
         process = process.keep(space_timesteps(1000, str(config.steps)))
     except ValueError as error:
         raise UserError(f"--steps {config.steps}: {error}") from None
-    sampler = partial(SAMPLERS[config.sampler], process, bound=repainting.bound if repainting else clip)
-
-    def denoiser_for(network, text, empty):
-        return guided(repainting.show_to(network) if repainting else network, text, empty, guidance_scale)
-
-    denoiser_of = denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
-    shape = (3, network.config.image_size, network.config.image_size)
-    return sample_batches(sampler, denoiser_of, shape, len(prompts), config)
+    bound, seen = (repainting.bound, repainting.seen(len(prompts))) if repainting else (clip, {})
+    sampler = partial(SAMPLERS[config.sampler], process, bound=bound)
+    denoiser_of = guided_denoisers(network, tokenizer, prompts, guidance_scale, **seen)
+    return sample_batches(sampler, denoiser_of, network.image_shape, len(prompts), config)
 
 
 def enlarge(network, tokenizer, prompts, low_res, config, repainting=None):
@@ -130,23 +83,15 @@ def enlarge(network, tokenizer, prompts, low_res, config, repainting=None):
     low_res is rounded to 8 bits, as the upsampler's training images were.
     """
     process = GaussianDiffusion(linear_betas(1000)).keep(space_timesteps(1000, UPSAMPLER_STEPS))
-    name, bound = ("ddpm", repainting.bound) if repainting else ("ddim", clip)
-    low_res = to_uint8(low_res) / 127.5 - 1
-    seeing = repainting.show_to(network) if repainting else network
+    sampler, bound, seen = SAMPLERS["ddim"], clip, {"low_res": to_uint8(low_res) / 127.5 - 1}
+    if repainting:
+        sampler, bound, seen = SAMPLERS["ddpm"], repainting.bound, seen | repainting.seen(len(prompts))
 
     def cooler(denoiser, x_T, generator):
-        return SAMPLERS[name](process, denoiser, TEMPERATURE * x_T, generator, bound=bound)
+        return sampler(process, denoiser, TEMPERATURE * x_T, generator, bound=bound)
 
-    def denoiser_for(network, text, empty):
-        return partial(seeing, text=text)
-
-    of_prompts = denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
-
-    def denoiser_of(indices):
-        return partial(of_prompts(indices), low_res=low_res[indices].to(pick_device(config.device)))
-
-    shape = (3, network.config.image_size, network.config.image_size)
-    return sample_batches(cooler, denoiser_of, shape, len(prompts), config, batch_size=4)
+    denoiser_of = guided_denoisers(network, tokenizer, prompts, 1, **seen)
+    return sample_batches(cooler, denoiser_of, network.image_shape, len(prompts), config, batch_size=4)
 
 
 def sample(config):

@@ -1,18 +1,25 @@
-"""Lesson 6: draw what a caption says, at 64x64.
+"""Lesson 6: draw what a caption says, at 64x64; enlarge it, repaint a part of a picture, or start from one.
 
 python lesson_06_miniglide/sample.py --checkpoint runs/lesson_06_miniglide/... --prompt "golden retriever"
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
-from common.command import UserError, run_command
-from lesson_04_text_conditioning.prompts import PromptConfig, sample_prompts
+import torch
+
+from common.command import UserError, check_choice, run_command
+from common.sampling import check_out, write_images
+from lesson_04_text_conditioning.prompts import PromptConfig, in_rows, sample_prompts, say_what_is_cut
 from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import guided
 from lesson_06_miniglide import published_glide
-from lesson_06_miniglide.generate import LESSON
-from lesson_06_miniglide.presets import IMAGE_SHAPE, rebuild
+from lesson_06_miniglide.editing import image_to_image, inpaint_sample
+from lesson_06_miniglide.generate import LESSON, Generator
+from lesson_06_miniglide.inpainting import InpaintingUNet, Repainting, open_picture
+from lesson_06_miniglide.presets import rebuild
+from lesson_06_miniglide.upsampler import LOW_RES, UpsamplingUNet, noised, shrink
 
 
 @dataclass(frozen=True)
@@ -26,23 +33,95 @@ class Config(PromptConfig):
     # ddpm (ancestral), ddim or dpm++ (DPM-Solver++(2M)); default dpm++, of --openai ddpm
     sampler: str | None = None
 
+    upsampler: str | None = None  # a checkpoint of --preset tiny_upsampler, to enlarge what was drawn
+    noise_level: int = 100  # timestep whose noise the upsampler sees its small picture in; 0: as it is
+    image: str | None = None  # a picture to start from, or with --mask to repaint
+    mask: str | None = None  # a picture that is white where to draw anew, black where --image is kept
+    strength: float = 0.7  # of the noise that --image starts in: 1 leaves nothing of it
+    times: int = 5  # repainting with a network that was not trained to: how often each step is taken
+
     openai: str | None = None  # the published GLIDE instead: base.pt, or base_inpaint.pt to repaint
     openai_upsampler: str | None = None  # 64 to 256 pixels: upsample.pt, or upsample_inpaint.pt
     vocabulary: str | None = None  # of the published GLIDE: a folder of GPT-2's encoder.json and vocab.bpe
-    image: str | None = None  # a picture to repaint
-    mask: str | None = None  # and one that is white where to draw anew, black where to keep it
 
 
 def main(config):
     if config.openai:
         return published_glide.sample(config)
-    for flag in ("openai_upsampler", "vocabulary", "image", "mask"):
+    for flag in ("openai_upsampler", "vocabulary"):
         if getattr(config, flag):
             raise UserError(f"--{flag.replace('_', '-')} needs --openai, a published base model")
-    scale = 3.0 if config.guidance_scale is None else config.guidance_scale
-    config = replace(config, steps=config.steps or 20, sampler=config.sampler or "dpm++")
-    denoiser_for = partial(guided, guidance_scale=scale)
-    sample_prompts(config, LESSON, SAMPLERS, denoiser_for, rebuild, IMAGE_SHAPE)
+    scale = config.guidance_scale
+    if scale is None:
+        scale = 5.0 if config.mask else 3.0
+    config = replace(
+        config, steps=config.steps or 20, sampler=config.sampler or "dpm++", guidance_scale=scale
+    )
+    if config.image or config.mask or config.upsampler:
+        edit_or_enlarge(config)
+    else:
+        sample_prompts(config, LESSON, SAMPLERS, partial(guided, guidance_scale=scale), rebuild_base)
+
+
+def rebuild_base(facts):
+    network, diffusion = rebuild(facts)
+    check_base(network)
+    return network, diffusion
+
+
+def edit_or_enlarge(config):
+    check_choice("--sampler", config.sampler, SAMPLERS)
+    check_out(config.out)
+    if config.out.endswith(".gif"):
+        raise UserError(f"--out {config.out}: here it must be a .png, an .npz or a folder")
+    if config.mask and not config.image:
+        raise UserError("--mask says which part of an --image to draw anew; name that, too")
+    if not 0 < config.strength <= 1:
+        raise UserError(f"--strength is {config.strength}; it must be greater than 0 and at most 1")
+    generator = Generator.load(config.checkpoint, config.device)
+    check_base(generator.network)
+    upsampler = Generator.load(config.upsampler, config.device) if config.upsampler else None
+    if upsampler:
+        check_upsampler(config, upsampler)
+    prompts = config.prompts(generator.prompts)
+    say_what_is_cut(generator.tokenizer, prompts)
+    sampler, seen = how_to_draw(config, generator.network, len(prompts))
+    images = generator.draw(prompts, config.guidance_scale, config, config.steps, sampler, **seen)
+    if upsampler:
+        torch.manual_seed(config.seed)
+        level = torch.full((len(images),), config.noise_level)
+        seen = noised(upsampler.diffusion, shrink(images, LOW_RES), level)
+        images = upsampler.draw(prompts, 1, config, config.steps, config.sampler, **seen)
+    write_images(Path(config.out), images, prompts, **in_rows(prompts))
+    print(f"{len(prompts)} samples, {config.steps} steps: {config.out}")
+
+
+def check_base(network):
+    if isinstance(network, UpsamplingUNet):
+        raise UserError("--checkpoint is a network that enlarges; name it with --upsampler")
+
+
+def check_upsampler(config, upsampler):
+    if not isinstance(upsampler.network, UpsamplingUNet):
+        raise UserError(f"--upsampler {config.upsampler} does not enlarge; train --preset tiny_upsampler")
+    if not 0 <= config.noise_level < upsampler.diffusion.num_timesteps:
+        last = upsampler.diffusion.num_timesteps - 1
+        raise UserError(f"--noise-level is {config.noise_level}; it must lie between 0 and {last}")
+
+
+def how_to_draw(config, network, n):
+    """(sampler, what the network sees) for n samples."""
+    sampler, size = SAMPLERS[config.sampler], network.image_shape[-1]
+    if config.mask:
+        repainting = Repainting.load(config.image, config.mask, size)
+        if isinstance(network, InpaintingUNet):
+            return partial(sampler, bound=repainting.bound), repainting.seen(n)
+        kept = {"image": repainting.image, "known": repainting.known}
+        return partial(inpaint_sample, times=config.times, **kept), {}
+    if config.image:
+        image = open_picture(config.image, "--image", size)
+        return partial(image_to_image, image=image, strength=config.strength, sampler=sampler), {}
+    return sampler, {}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 import tyro
 from tyro.conf import arg
 
-from common.command import check_choice, run_command
+from common.command import UserError, check_choice, run_command
 from common.pictures import label_grid
 from common.runs import Run, find_state, load_weights, saved_config
 from common.training import TrainConfig
@@ -21,6 +21,7 @@ from lesson_05_cfg.guidance import drop_captions, loss_of_captions
 from lesson_06_miniglide.big_trainer import PRECISIONS, BigTrainer, first_alone, join_processes
 from lesson_06_miniglide.captioned_images import load_images, make_tokenizer
 from lesson_06_miniglide.generate import LESSON, Generator
+from lesson_06_miniglide.inpainting import widened
 from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
 
 SCALES = (1, 3, 6)  # of guidance, of the pictures along the way
@@ -46,7 +47,8 @@ class Config(TrainConfig):
     validation_fraction: float = 0.02  # of the images, for the validation loss
     vocabulary: str | None = None  # folder of GPT-2's encoder.json, vocab.bpe; default: a BPE of the captions
 
-    preset: str = "tiny"  # tiny, report or glide
+    preset: str = "tiny"  # tiny, tiny_small, tiny_upsampler, tiny_inpainting, report or glide
+    start_from: str | None = None  # weights to begin with; inputs that they do not know start at zero
     num_channels: int | None = None  # of the UNet; a multiple of --num-head-channels
     num_head_channels: int | None = None  # width of an attention head
     num_res_block: int | None = None  # residual blocks at each resolution
@@ -92,12 +94,19 @@ def resolved(config):
     return replace(config, learning_rate=config.learning_rate or PRESETS[config.preset].learning_rate)
 
 
-def tokenizer_for(config, images, text_settings):
-    """A resumed run reads as it has read before."""
+def earlier_weights(config):
+    """(weights, facts) of the run that goes on, or of the one to begin with; (None, None) of a new one."""
     if config.resume:
-        _, facts = load_weights(find_state(config.resume).with_suffix(".safetensors"), LESSON)
-        return tokenizer_of(facts)
-    return make_tokenizer(images.captions, text_settings, config.vocabulary)
+        return load_weights(find_state(config.resume).with_suffix(".safetensors"), LESSON)
+    return load_weights(config.start_from, LESSON) if config.start_from else (None, None)
+
+
+def begin_with(network, weights, flag):
+    try:
+        network.load_state_dict(widened(weights, network))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{flag}: its network is another than this preset's ({reason})") from None
 
 
 def main(config):
@@ -105,27 +114,38 @@ def main(config):
     network_settings, text_settings = settings_of(config)
     rank, world = join_processes(config.device)
     images, held_back = first_alone(load_images, config).split(config.validation_fraction)
-    tokenizer = tokenizer_for(config, images, text_settings)
+    earlier, facts = earlier_weights(config)  # whoever goes on reads as before
+    tokenizer = (
+        tokenizer_of(facts) if facts else make_tokenizer(images.captions, text_settings, config.vocabulary)
+    )
     text_settings = replace(text_settings, vocab_size=tokenizer.vocab_size)
     images, held_back = images.tokenized(tokenizer), held_back.tokenized(tokenizer)
+
+    torch.manual_seed(config.seed)
+    diffusion = new_diffusion(config.timesteps, config.preset)
+    network = new_network(config.preset, network_settings, text_settings, diffusion.alpha_bar)
+    if earlier and not config.resume:
+        begin_with(network, earlier, f"--start-from {config.start_from}")
     name, keep = f"{images.name}, {len(images)} images", 3 if config.delcheck else None
     run = Run(LESSON, config, name, keep) if rank == 0 else None
 
-    torch.manual_seed(config.seed)
-    diffusion = new_diffusion(config.timesteps)
-    network = new_network(config.preset, network_settings, text_settings, diffusion.alpha_bar)
-    prompts = list(config.caption) or images.most_frequent(6)
+    preset, examples = PRESETS[config.preset], held_back if len(held_back) else images
+    example, seen = preset.task(diffusion, network, examples.first(len(config.caption) or 6)[0])
+    theirs = examples.captions_of(torch.arange(len(example))) if seen else images.most_frequent(6)
+    prompts = list(config.caption) or theirs
     facts = {"network": asdict(network_settings), "text": asdict(text_settings)}
     facts |= {"tokenizer": tokenizer.to_json(), "prompts": prompts}
-    hybrid, simple = PRESETS[config.preset].losses
+    hybrid, simple = preset.losses
     drop = partial(drop_captions, probability=config.drop_caption)
-    loss = loss_of_captions(simple if config.no_vlb else hybrid, diffusion, drop)
+    loss = loss_of_captions(simple if config.no_vlb else hybrid, diffusion, drop, preset.task)
 
     def pictures(network):
         generator, steps = Generator(network, diffusion, tokenizer), config.at_most(min(20, config.timesteps))
-        images = torch.cat([generator.draw(prompts, scale, config, steps) for scale in SCALES])
-        names = [f"s = {scale}" for scale in SCALES]
-        return label_grid(images, len(prompts), row_labels=names, column_labels=prompts)
+        rows = {f"s = {scale}": generator.draw(prompts, scale, config, steps, **seen) for scale in SCALES}
+        if seen:
+            rows = {"sees": network.picture_of(**seen)} | rows | {"was": example}
+        images = torch.cat(list(rows.values()))
+        return label_grid(images, len(prompts), row_labels=list(rows), column_labels=prompts)
 
     if config.epochs:
         epoch = len(images) / (config.batch_size * config.grad_accum * world)

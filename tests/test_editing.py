@@ -1,5 +1,7 @@
 """Inpainting and image to image, against Gaussian data whose conditional distribution is known."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -71,9 +73,8 @@ def test_image_to_image_keeps_more_the_less_noise_there_is(strength):
     torch.manual_seed(0)
     image = (torch.randn(20_000, 2).double() @ torch.linalg.cholesky(COVARIANCE).T).view(-1, 1, 1, 2)
     process, ideal = PROCESS.evenly(100), two_pixels()
-    *_, last = image_to_image(
-        lambda *args: ddim_sample(*args, bound=None), process, ideal, image.float(), strength
-    )
+    sampler, noise = partial(ddim_sample, bound=None), torch.randn(image.shape)
+    *_, last = image_to_image(process, ideal, noise, image=image.float(), strength=strength, sampler=sampler)
     a = process.alpha_bar[round(100 * strength) - 1]
     values, modes = torch.linalg.eigh(COVARIANCE)
     gain = modes @ (values / (a * values + 1 - a)).sqrt().diag() @ modes.T
@@ -86,4 +87,5 @@ def test_image_to_image_keeps_more_the_less_noise_there_is(strength):
 @pytest.mark.parametrize("strength", [0, -1, 1.5, float("nan")])
 def test_a_strength_that_is_none_is_refused(strength):
     with pytest.raises(ValueError, match="at most 1"):
-        image_to_image(ddim_sample, PROCESS, two_pixels(), torch.zeros(1, 1, 1, 2), strength)
+        x = torch.zeros(1, 1, 1, 2)
+        image_to_image(PROCESS, two_pixels(), x, image=x, strength=strength, sampler=ddim_sample)

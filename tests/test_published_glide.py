@@ -17,8 +17,9 @@ from lesson_04_text_conditioning.text_transformer import Text
 from lesson_04_text_conditioning.tokenizer import END
 from lesson_06_miniglide import sample
 from lesson_06_miniglide.captioned_images import gpt2_tokenizer
+from lesson_06_miniglide.inpainting import Repainting
 from lesson_06_miniglide.presets import GLIDE, PRESETS, new_network
-from lesson_06_miniglide.published_glide import BASE, Repainting, draw_base, enlarge
+from lesson_06_miniglide.published_glide import BASE, draw_base, enlarge
 from tests.test_golden import golden_json, published_weights
 
 CONFIG = SimpleNamespace(sampler="ddpm", steps=2, seed=0, device="cpu")
@@ -101,7 +102,7 @@ def test_the_full_size_settings_are_those_of_the_glide_preset():
 class Recorder(torch.nn.Module):
     """Stands for an upsampler: notes what it is called with."""
 
-    inpaint, config = False, SimpleNamespace(image_size=8)
+    image_shape = (3, 8, 8)
 
     def __init__(self):
         super().__init__()
@@ -154,7 +155,7 @@ def test_masks_are_white_where_to_draw(tmp_path):
 @pytest.mark.parametrize(
     "flags, line",
     [
-        (["--image", "x.png"], "--image needs --openai"),
+        (["--vocabulary", "x"], "--vocabulary needs --openai"),
         (["--openai", "{}/none.pt"], "--openai needs --vocabulary"),
         (["--openai", "{}/none.pt", "--vocabulary", "{}"], "none.pt cannot be read"),
         (["--openai", "{}/vocab.bpe", "--vocabulary", "{}"], "vocab.bpe is not the published network"),

@@ -1,0 +1,108 @@
+"""A network that is trained to fill holes: it sees the known pixels and the mask (GLIDE, section 2.4).
+
+It begins as a network that draws, with more inputs: python lesson_06_miniglide/train.py
+--preset tiny_inpainting --start-from BASE
+"""
+
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+
+from common.command import UserError
+from common.data import to_float
+from lesson_01_ddpm.diffusion import clip
+from lesson_06_miniglide.patches import PatchVelocityUNet
+
+
+class InpaintingUNet(PatchVelocityUNet):
+    """(x_t, t, text, image [N, 3, H, W], mask [N, 1, H, W], 1 where the image is known) -> [N, 6, H, W]."""
+
+    def __init__(self, config, text_config, alpha_bar):
+        super().__init__(config, text_config, alpha_bar, inpaint=True)
+
+    def picture_of(self, image, mask):
+        """What the network sees."""
+        return image * mask
+
+
+def widened(weights, network):
+    """The weights of a network with fewer inputs, made fit for this one: to its new inputs it pays no
+    attention yet."""
+    weights = dict(weights)
+    for name, wanted in network.state_dict().items():
+        if name in weights and (missing := wanted.shape[1:2].numel() - weights[name].shape[1:2].numel()) > 0:
+            old = weights[name]
+            weights[name] = torch.cat([old, old.new_zeros(len(old), missing, *old.shape[2:])], 1)
+    return weights
+
+
+def random_mask(size, rng):
+    """bool [size, size], True where known: to be drawn is all, or a half, a box, or where a brush went."""
+    known = Image.new("1", (size, size), 1)
+    pen, half = ImageDraw.Draw(known), size // 2
+    kind = rng.choice(("all", "half", "box", "brush"))
+    if kind == "brush":
+        points = [(rng.randint(0, size), rng.randint(0, size)) for _ in range(rng.randint(2, 5))]
+        pen.line(points, fill=0, width=rng.randint(size // 10, size // 4), joint="curve")
+        return np.array(known)
+    w, h = {
+        "all": (size, size),
+        "half": rng.choice(((half, size), (size, half))),
+        "box": (rng.randint(size // 6, 2 * size // 3), rng.randint(size // 6, 2 * size // 3)),
+    }[kind]
+    left, top = rng.randint(0, size - w), rng.randint(0, size - h)
+    if kind == "half":
+        left, top = rng.choice((0, size - w)), rng.choice((0, size - h))
+    pen.rectangle((left, top, left + w - 1, top + h - 1), fill=0)
+    return np.array(known)
+
+
+def inpaint(diffusion, network, x_0):
+    """The task: draw x_0, seeing what a random mask leaves of it."""
+    rng = random.Random(torch.randint(2**31, ()).item())
+    masks = np.stack([random_mask(x_0.shape[-1], rng) for _ in x_0])
+    return x_0, {"image": x_0, "mask": torch.from_numpy(masks).to(x_0)[:, None]}
+
+
+class Repainting:
+    """A picture of which a part is to be drawn anew: what the networks see of it, and the bound that keeps
+    it.
+
+    image: float [1, 3, H, W] in [-1, 1]. known: float [1, 1, H, W], 1 where the image is kept.
+    """
+
+    def __init__(self, image, known):
+        self.image, self.known = image, known
+
+    @classmethod
+    def load(cls, image, mask, size):
+        """From files, the mask white where to draw. Raises UserError."""
+        drawn = read_picture(mask, "--mask").convert("L").resize((64, 64), Image.NEAREST)
+        known = torch.from_numpy(np.array(drawn) < 128).float()[None, None]
+        return cls(open_picture(image, "--image", size), F.interpolate(known, (size, size)))
+
+    def seen(self, n):
+        """What a network sees of it, for n samples."""
+        shown = {"image": self.image, "mask": self.known}
+        return {name: x.expand(n, -1, -1, -1) for name, x in shown.items()}
+
+    def bound(self, x_0):
+        """The predicted x_0, with the known pixels overwritten (a `bound` for any sampler)."""
+        known = self.known.to(x_0.device)
+        return clip(x_0 * (1 - known) + self.image.to(x_0.device) * known)
+
+
+def open_picture(path, flag, size):
+    """float [1, 3, size, size] in [-1, 1], squished. Raises UserError."""
+    picture = read_picture(path, flag).convert("RGB").resize((size, size), Image.BICUBIC)
+    return to_float(torch.from_numpy(np.array(picture))).permute(2, 0, 1)[None]
+
+
+def read_picture(path, flag):
+    try:
+        return Image.open(path)
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be read as a picture ({error})") from None

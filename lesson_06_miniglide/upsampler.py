@@ -1,0 +1,56 @@
+"""The second half of a cascade: a network that draws a large picture of a small one (Ho et al. 2022).
+
+What it is given at the end is no photo made small but another network's sample, with faults that no photo
+has. So in training its small pictures get noise, as much as it is told, and learn not to be trusted too far:
+noise conditioning augmentation.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from lesson_01_ddpm.unet import time_mlp, timestep_embedding, zero
+from lesson_06_miniglide.patches import PatchVelocityUNet
+
+LOW_RES = 16  # pixels
+
+
+class UpsamplingUNet(PatchVelocityUNet):
+    """(x_t, t, text, low_res [N, 3, h, w], level [N]) -> [N, 6, H, W].
+
+    level: the timestep whose noise was added to low_res, told to the network as t is.
+    """
+
+    def __init__(self, config, text_config, alpha_bar):
+        super().__init__(config, text_config, alpha_bar, upsample=True)
+        self.level_mlp = time_mlp(config.num_channels)
+        zero(self.level_mlp[-1])
+
+    def forward(self, x_t, t, text, low_res, level):
+        emb = self.level_mlp(timestep_embedding(level, self.config.num_channels))
+        return super().forward(x_t, t, text._replace(embedding=text.embedding + emb), low_res=low_res)
+
+    def picture_of(self, low_res, level):
+        """What the network sees, as large as what it draws."""
+        return F.interpolate(low_res, self.image_shape[1:])
+
+
+def shrink(images, size):
+    """[N, C, H, W] -> [N, C, size, size], each pixel the mean of those it stands for."""
+    return F.interpolate(images, (size, size), mode="area")
+
+
+def noised(diffusion, low_res, level):
+    """What the network sees of low_res. level: int64 [N]; at 0 the noise is that of a gray level."""
+    noisy = diffusion.q_sample(low_res, level, torch.randn_like(low_res))
+    return {"low_res": noisy, "level": level.to(low_res.device)}
+
+
+def enlarge(diffusion, network, x_0):
+    """The task: draw x_0, seeing it small and with noise of the first half of the timesteps."""
+    level = torch.randint(diffusion.num_timesteps // 2, (len(x_0),))
+    return x_0, noised(diffusion, shrink(x_0, LOW_RES), level)
+
+
+def draw_small(diffusion, network, x_0):
+    """The task of the first half: draw x_0, made as small as the network's pictures are."""
+    return shrink(x_0, network.image_shape[-1]), {}
