@@ -40,11 +40,18 @@ def read_prompts(path):
     return prompts
 
 
-def sample_prompts(config, lesson, samplers, denoiser_for, rebuild=captioned_mnist.rebuild):
+def sample_prompts(
+    config,
+    lesson,
+    samplers,
+    denoiser_for,
+    rebuild=captioned_mnist.rebuild,
+    tokenizer_of=captioned_mnist.tokenizer_of,
+):
     """Draw every prompt and write config.out. denoiser_for: as `denoiser_of_prompts` takes it."""
     sampler, network, facts = load_for_sampling(config, lesson, samplers, rebuild)
     prompts = config.prompts(facts.get("prompts", ["a red seven"]))
-    tokenizer = captioned_mnist.tokenizer_of(facts)
+    tokenizer = tokenizer_of(facts)
     say_what_is_cut(tokenizer, prompts)
     denoiser_of = captioned_mnist.denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
     write_samples(config, sampler, denoiser_of, network.image_shape, prompts, **in_rows(prompts))

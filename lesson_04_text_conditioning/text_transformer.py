@@ -24,6 +24,10 @@ class TextConfig:
     layers: int = 3
     heads: int = 4
 
+    def new_encoder(self, emb_channels):
+        """What turns tokens and mask into a Text."""
+        return TextTransformer(self, emb_channels)
+
 
 class Text(NamedTuple):
     """An encoded caption, all that the UNet needs of it."""

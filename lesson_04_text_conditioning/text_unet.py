@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from lesson_03_adm.adm_unet import MultiHeadAttention, adm_unet, split_heads
-from lesson_04_text_conditioning.text_transformer import TextTransformer
 
 
 class TextAttention(MultiHeadAttention):
@@ -36,7 +35,7 @@ class TextUNet(nn.Module):
         self.config, self.text_config, self.inpaint, self.upsample = config, text_config, inpaint, upsample
         c = config.in_channels
         seen = c + (c + 1) * inpaint + c * upsample
-        self.text = TextTransformer(text_config, config.emb_channels)
+        self.text = text_config.new_encoder(config.emb_channels)
         self.unet = adm_unet(
             replace(config, in_channels=seen),
             attention=lambda channels, config: TextAttention(channels, config, text_config.width),

@@ -26,7 +26,7 @@ class CaptionedImages:
     rows: torch.Tensor  # int64 [N], which of the images
     captions: list[str]  # different ones
     caption_of: torch.Tensor  # int64 [M], index of each image's caption
-    tokens: torch.Tensor | None = None  # int32 [captions, context]
+    tokens: torch.Tensor | None = None  # int32 [captions, context], or float16 states (outside_text.py)
     mask: torch.Tensor | None = None  # bool [captions, context]
     flip: bool = False  # mirror each image every other time
 
@@ -56,7 +56,7 @@ class CaptionedImages:
 
     def tokenized(self, tokenizer):
         tokens, mask = tokenizer.encode(self.captions)
-        return replace(self, tokens=tokens.int(), mask=mask)
+        return replace(self, tokens=tokens if tokens.is_floating_point() else tokens.int(), mask=mask)
 
     def split(self, fraction, seed=0):
         """(for training, held back): a random share of the images is never trained on."""

@@ -13,9 +13,17 @@ from lesson_04_text_conditioning.captioned_mnist import denoiser_of_prompts, tok
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
 from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import guided
+from lesson_06_miniglide.outside_text import FrozenEncoder, is_outside
 from lesson_06_miniglide.presets import rebuild
 
 LESSON = "lesson_06_miniglide"
+
+
+def reader_of(facts):
+    """The tokenizer of a checkpoint, or the encoder from outside that it needs. Raises UserError."""
+    if is_outside(facts):
+        return FrozenEncoder(facts["text"]["encoder"], facts["text"]["context"])
+    return tokenizer_of(facts)
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Generator:
     def load(cls, checkpoint, device="auto"):
         """checkpoint: a .safetensors file or a run's folder; None: the shipped weights. Raises UserError."""
         network, diffusion, facts = load_network(checkpoint, LESSON, rebuild)
-        return cls(network.to(pick_device(device)), diffusion, tokenizer_of(facts), tuple(facts["prompts"]))
+        return cls(network.to(pick_device(device)), diffusion, reader_of(facts), tuple(facts["prompts"]))
 
     @cached_property
     def name(self):

@@ -28,6 +28,7 @@ from lesson_04_text_conditioning.text_unet import TextUNet
 from lesson_04_text_conditioning.velocity import VelocityUNet, loss_velocity, loss_velocity_simple
 from lesson_05_cfg.guidance import draw
 from lesson_06_miniglide.inpainting import InpaintingUNet, inpaint
+from lesson_06_miniglide.outside_text import OutsideConfig, is_outside
 from lesson_06_miniglide.patches import PATCH, PatchVelocityUNet
 from lesson_06_miniglide.upsampler import LOW_RES, UpsamplingUNet, draw_small, enlarge
 
@@ -147,7 +148,8 @@ def rebuild(facts):
     """(network, diffusion) of a checkpoint's facts."""
     preset = facts["config"]["preset"]
     diffusion = new_diffusion(facts["config"]["timesteps"], preset)
-    network, text = as_config(ADMConfig, facts["network"]), as_config(TextConfig, facts["text"])
+    network = as_config(ADMConfig, facts["network"])
+    text = as_config(OutsideConfig if is_outside(facts) else TextConfig, facts["text"])
     return new_network(preset, network, text, diffusion.alpha_bar), diffusion
 
 

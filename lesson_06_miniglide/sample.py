@@ -16,7 +16,7 @@ from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import guided
 from lesson_06_miniglide import published_glide
 from lesson_06_miniglide.editing import image_to_image, inpaint_sample
-from lesson_06_miniglide.generate import LESSON, Generator
+from lesson_06_miniglide.generate import LESSON, Generator, reader_of
 from lesson_06_miniglide.inpainting import InpaintingUNet, Repainting, open_picture
 from lesson_06_miniglide.presets import rebuild
 from lesson_06_miniglide.upsampler import LOW_RES, UpsamplingUNet, noised, shrink
@@ -60,7 +60,8 @@ def main(config):
     if config.image or config.mask or config.upsampler:
         edit_or_enlarge(config)
     else:
-        sample_prompts(config, LESSON, SAMPLERS, partial(guided, guidance_scale=scale), rebuild_base)
+        denoiser_for = partial(guided, guidance_scale=scale)
+        sample_prompts(config, LESSON, SAMPLERS, denoiser_for, rebuild_base, reader_of)
 
 
 def rebuild_base(facts):

@@ -6,6 +6,7 @@ python lesson_06_miniglide/train.py --data-dir ../shared/data/stanford_dogs_mini
 import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -16,12 +17,12 @@ from common.command import UserError, check_choice, run_command
 from common.pictures import label_grid
 from common.runs import Run, find_state, load_weights, saved_config
 from common.training import TrainConfig
-from lesson_04_text_conditioning.captioned_mnist import tokenizer_of
 from lesson_05_cfg.guidance import drop_captions, loss_of_captions
 from lesson_06_miniglide.big_trainer import PRECISIONS, BigTrainer, first_alone, join_processes
 from lesson_06_miniglide.captioned_images import load_images, make_tokenizer
-from lesson_06_miniglide.generate import LESSON, Generator
+from lesson_06_miniglide.generate import LESSON, Generator, reader_of
 from lesson_06_miniglide.inpainting import widened
+from lesson_06_miniglide.outside_text import FrozenEncoder, KeptStates
 from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
 
 SCALES = (1, 3, 6)  # of guidance, of the pictures along the way
@@ -46,6 +47,10 @@ class Config(TrainConfig):
     flip: bool = True  # mirror photos at random; not for captions that tell left from right
     validation_fraction: float = 0.02  # of the images, for the validation loss
     vocabulary: str | None = None  # folder of GPT-2's encoder.json, vocab.bpe; default: a BPE of the captions
+
+    text_encoder: str | None = (
+        None  # t5-small or a folder: a frozen encoder instead (Imagen); --xf-layers rests
+    )
 
     preset: str = "tiny"  # tiny, tiny_small, tiny_upsampler, tiny_inpainting, report or glide
     start_from: str | None = None  # weights to begin with; inputs that they do not know start at zero
@@ -81,7 +86,7 @@ class Config(TrainConfig):
     # the run's folder, with checkpoints/ in it; default runs/lesson_06_miniglide/<time>
     out: Annotated[str | None, arg(aliases=["--checkpoint-dir"])] = None
 
-    fixed = ("preset", "timesteps", "no_vlb", *NETWORK_FLAGS)
+    fixed = ("preset", "timesteps", "no_vlb", "text_encoder", *NETWORK_FLAGS)
     default_minutes = 60.0
     default_steps = 100_000
 
@@ -101,6 +106,19 @@ def earlier_weights(config):
     return load_weights(config.start_from, LESSON) if config.start_from else (None, None)
 
 
+def new_reader(config, images, text_settings):
+    """What turns captions into what the network reads."""
+    if config.text_encoder:
+        return FrozenEncoder(config.text_encoder, text_settings.context)
+    return make_tokenizer(images.captions, text_settings, config.vocabulary)
+
+
+def kept_states(config, encoder):
+    """The encoder's states of the data set's captions go where its images go; those of shapes nowhere."""
+    folder = config.cache_dir or (Path(config.data_dir) / ".cache" if config.data_dir else None)
+    return KeptStates(encoder, folder) if folder else encoder
+
+
 def begin_with(network, weights, flag):
     try:
         network.load_state_dict(widened(weights, network))
@@ -114,12 +132,13 @@ def main(config):
     network_settings, text_settings = settings_of(config)
     rank, world = join_processes(config.device)
     images, held_back = first_alone(load_images, config).split(config.validation_fraction)
-    earlier, facts = earlier_weights(config)  # whoever goes on reads as before
-    tokenizer = (
-        tokenizer_of(facts) if facts else make_tokenizer(images.captions, text_settings, config.vocabulary)
-    )
-    text_settings = replace(text_settings, vocab_size=tokenizer.vocab_size)
-    images, held_back = images.tokenized(tokenizer), held_back.tokenized(tokenizer)
+    earlier, facts = earlier_weights(config)
+    reader = reader_of(facts) if facts else new_reader(config, images, text_settings)
+    if outside := isinstance(reader, FrozenEncoder):
+        text_settings, kept = reader.config(text_settings.width), kept_states(config, reader)
+    else:
+        text_settings, kept = replace(text_settings, vocab_size=reader.vocab_size), reader
+    images, held_back = images.tokenized(kept), held_back.tokenized(kept)
 
     torch.manual_seed(config.seed)
     diffusion = new_diffusion(config.timesteps, config.preset)
@@ -134,13 +153,13 @@ def main(config):
     theirs = examples.captions_of(torch.arange(len(example))) if seen else images.most_frequent(6)
     prompts = list(config.caption) or theirs
     facts = {"network": asdict(network_settings), "text": asdict(text_settings)}
-    facts |= {"tokenizer": tokenizer.to_json(), "prompts": prompts}
+    facts |= {"prompts": prompts} | ({} if outside else {"tokenizer": reader.to_json()})
     hybrid, simple = preset.losses
     drop = partial(drop_captions, probability=config.drop_caption)
     loss = loss_of_captions(simple if config.no_vlb else hybrid, diffusion, drop, preset.task)
 
     def pictures(network):
-        generator, steps = Generator(network, diffusion, tokenizer), config.at_most(min(20, config.timesteps))
+        generator, steps = Generator(network, diffusion, reader), config.at_most(min(20, config.timesteps))
         rows = {f"s = {scale}": generator.draw(prompts, scale, config, steps, **seen) for scale in SCALES}
         if seen:
             rows = {"sees": network.picture_of(**seen)} | rows | {"was": example}

@@ -1,0 +1,89 @@
+"""A frozen text encoder from outside, with a tiny T5 of random weights; skipped without transformers."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from common.command import UserError, run_command
+from common.runs import saved_config
+from lesson_06_miniglide import outside_text, sample, train
+from lesson_06_miniglide.outside_text import FrozenEncoder, KeptStates, OutsideConfig
+
+
+@pytest.fixture(scope="module")
+def tiny_t5(tmp_path_factory):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("t5")
+    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    captions = ["a small red circle left of a blue square", "three green triangles"]
+    words.train_from_iterator(captions, trainers.WordLevelTrainer(special_tokens=["<pad>", "</s>", "<unk>"]))
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    settings = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    torch.manual_seed(0)
+    transformers.T5EncoderModel(transformers.T5Config(**settings)).save_pretrained(folder)
+    return folder
+
+
+def test_states_are_those_of_the_model_and_padding_is_masked(tiny_t5):
+    encoder = FrozenEncoder(str(tiny_t5), 6)
+    states, mask = encoder.encode(["a red circle", "", "a small red circle left of a blue square"])
+    assert states.shape == (3, 6, 16) and states.dtype == torch.float16
+    assert mask.sum(1).tolist() == [3, 0, 6]
+    ids = torch.tensor([encoder.pieces("a red circle")])
+    alone = encoder.model(input_ids=ids).last_hidden_state[0]
+    torch.testing.assert_close(states[0, :3].float(), alone, rtol=1e-2, atol=2e-3)
+
+
+def test_padding_replaces_what_the_encoder_says_there():
+    torch.manual_seed(0)
+    text = OutsideConfig("x", 16, 4, 8).new_encoder(12)
+    states, mask = torch.randn(2, 4, 16), torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    before = text(states, mask)
+    assert before.embedding.shape == (2, 12) and before.states.shape == (2, 8, 4)
+    after = text(torch.where(mask[..., None], states, states + 1), mask)
+    assert torch.equal(before.states, after.states) and torch.equal(before.embedding, after.embedding)
+    assert not torch.allclose(before.embedding[0], text(states + 1, mask).embedding[0])
+
+
+def test_states_are_computed_once_and_kept(tiny_t5, tmp_path, monkeypatch):
+    monkeypatch.setattr(outside_text, "BATCH", 2)
+    encoder, captions = FrozenEncoder(str(tiny_t5), 6), ["a", "red", "", "circle", "a red circle"]
+    kept = KeptStates(encoder, tmp_path / "cache")
+    first, mask = kept.encode(captions)
+    plain, plain_mask = encoder.encode(captions)
+    assert torch.equal(first, plain) and torch.equal(mask, plain_mask)
+    monkeypatch.setattr(encoder, "states", lambda captions: pytest.fail("computed again"))
+    again, _ = kept.encode(captions)
+    assert torch.equal(again, first) and len(list((tmp_path / "cache").iterdir())) == 1
+    with pytest.raises(pytest.fail.Exception):
+        kept.encode(captions[:-1])  # other captions are others
+
+
+def test_training_and_sampling_with_it(tiny_t5, tmp_path, monkeypatch):
+    monkeypatch.setattr("lesson_06_miniglide.captioned_images.NUM_DRAWN", 40)
+    flags = ["--device", "cpu", "--dry-run", "--batch-size", "4", "--text-encoder", str(tiny_t5)]
+    run_command(train.main, train.Config, saved_config, argv=[*flags, "--out", str(tmp_path / "run")])
+    out = tmp_path / "out.npz"
+    flags = ["--checkpoint", str(tmp_path / "run"), "--prompt", "a red circle", "--steps", "2"]
+    run_command(sample.main, sample.Config, argv=[*flags, "--device", "cpu", "--out", str(out)])
+    assert np.load(out)["images"].shape == (8, 64, 64, 3)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert config["text_encoder"] == str(tiny_t5)
+
+
+def test_what_is_missing_is_said(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "transformers", None)
+        with pytest.raises(UserError, match="pip install transformers"):
+            FrozenEncoder("t5-small", 8)
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="cannot be had"):
+        FrozenEncoder(str(tmp_path / "nothing"), 8)
