@@ -143,6 +143,7 @@ def save_weights(path, weights, facts, half=False):
 def load_weights(checkpoint, lesson):
     """Weights in float32 and their facts, from a file or from the newest checkpoint of a run's folder.
 
+    lesson: whose they must be; None: of any lesson, which facts["lesson"] names.
     Raises UserError if there is nothing to load, if the file is broken, or if it belongs to another lesson.
     """
     path = newest(Path(checkpoint), "safetensors", "--checkpoint")
@@ -154,10 +155,10 @@ def load_weights(checkpoint, lesson):
             weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise UserError(f"--checkpoint {path} is not a whole .safetensors file ({error})") from None
-    if facts.get("lesson") != lesson:
+    if facts.get("lesson") != lesson and not (lesson is None and "lesson" in facts):
         origin = facts.get("lesson", "no lesson of this series")
         hint = f"; try python {origin}/sample.py" if "lesson" in facts else ""
-        raise UserError(f"--checkpoint {path} comes from {origin}, not from {lesson}{hint}")
+        raise UserError(f"--checkpoint {path} comes from {origin}, not from {lesson or 'one'}{hint}")
     return weights, facts
 
 
