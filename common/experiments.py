@@ -93,8 +93,9 @@ class Experiment:
         print(row, flush=True)
         return row
 
-    def save(self, figure):
-        picture = self.path.with_suffix(".png")
+    def save(self, figure, ending=""):
+        """NAME.png, or with an ending such as _loss another picture beside it."""
+        picture = self.path.with_name(f"{self.config.name}{ending}.png")
         write_atomically(picture, figure.savefig)
         print(f"look at {picture}; numbers in {self.path.name} beside it")
 
@@ -105,9 +106,7 @@ class Experiment:
             rows = read_metrics(self.folder_of(variant) / "metrics.csv")
             groups = [rows[i : i + 50] for i in range(0, len(rows), 50)]
             lines[variant] = [(g[-1]["step"], sum(row["loss"] for row in g) / len(g)) for g in groups]
-        write_atomically(
-            self.path.with_name(f"{self.config.name}_loss.png"), curves(lines, "step", "loss").savefig
-        )
+        self.save(curves(lines, "step", "loss"), "_loss")
 
     def save_rows(self, rows):
         """Save a picture of labelled rows of images. rows: name -> [N, C, H, W], the same N in all."""

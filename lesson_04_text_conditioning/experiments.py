@@ -59,8 +59,8 @@ class Captioned(Experiment):
 
     lesson = LESSON
 
-    def __init__(self, config, steps=4000, weights_of=None):
-        super().__init__(self.lesson, config, steps, weights_of)
+    def __init__(self, config, **settings):
+        super().__init__(self.lesson, config, **settings)
         self.reference, self.tokenizer = reference_for(self.digits), captioned_mnist.train_tokenizer()
 
     def train(self, variant, network, loss, tokenizer=None, **settings):

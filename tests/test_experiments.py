@@ -38,6 +38,10 @@ def test_an_experiment_writes_rows_and_a_picture(module, name, tmp_path, monkeyp
         "HISTORY": 1,
         "SCALES": (0, 2),
         "NUM_DRAWN": 100,
+        "LEVELS": (0, 200),
+        "TIMES": (2,),
+        "CLIP_SCALES": (0, 10),
+        "NOISE": (0, 500),
     }.items():
         monkeypatch.setattr(module, constant, small, raising=False)
     run(module, name, *SMALL, "--out", str(tmp_path))
