@@ -103,7 +103,7 @@ def draw(model, prompt, guidance_scale, steps, sampler, thresholding, seed, n, d
         if isinstance(model.network, InpaintingUNet):
             bound, seen = repainting.bound, repainting.seen(n)
         else:
-            kept = {"image": repainting.image.to(model.device), "known": repainting.known.to(model.device)}
+            kept = {"image": repainting.image, "known": repainting.known}
             sample = partial(inpaint_sample, times=RESAMPLED, **kept)
     generator = torch.Generator().manual_seed(seed)
     x_T = torch.randn(n, *model.image_shape, generator=generator).to(model.device)

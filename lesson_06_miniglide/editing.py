@@ -31,7 +31,7 @@ def inpaint_sample(
     is taken; between, a step's noise is added again (resampling), so that what is drawn has as many chances
     to agree with what is known.
     """
-    x_t = x_T
+    x_t, image, known = x_T, image.to(x_T.device), known.to(x_T.device)
     for i in reversed(range(diffusion.num_timesteps)):
         t = torch.full((len(x_t),), i)
         for again in reversed(range(times if i > 0 else 1)):
@@ -58,5 +58,5 @@ def image_to_image(diffusion, denoiser, x_T, generator=None, *, image, strength,
     if not 0 < strength <= 1:
         raise ValueError(f"a strength of {strength}; it must be greater than 0 and at most 1")
     first_steps = diffusion.keep(torch.arange(max(1, round(strength * diffusion.num_timesteps))))
-    t = torch.full((len(x_T),), first_steps.num_timesteps - 1)
-    return sampler(first_steps, denoiser, first_steps.q_sample(image.expand_as(x_T), t, x_T), generator)
+    t, image = torch.full((len(x_T),), first_steps.num_timesteps - 1), image.to(x_T.device).expand_as(x_T)
+    return sampler(first_steps, denoiser, first_steps.q_sample(image, t, x_T), generator)

@@ -178,6 +178,7 @@ def test_little_strength_keeps_most_of_the_picture(trained, tmp_path):
         (["--checkpoint", "{}/tiny", "--mask", "{}/mask.png"], "--mask says which part"),
         (["--checkpoint", "{}/tiny", "--image", "{}/none.png"], "none.png cannot be read as a picture"),
         (["--checkpoint", "{}/tiny", "--image", "{}/image.png", "--strength", "0"], "--strength is 0"),
+        (["--checkpoint", "{}/tiny", "--times", "0"], "--times is 0"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(flags, line, trained, capsys):
