@@ -23,7 +23,7 @@ from common.runs import describe_machine, make_folder, write_atomically
 from common.sampling import write_npz
 from lesson_06_miniglide import shapes
 from lesson_06_miniglide.captioned_images import as_batch, drawn_shapes, load_images
-from lesson_06_miniglide.generate import Generator
+from lesson_06_miniglide.generate import Cascade, Generator, load_upsampler
 from lesson_06_miniglide.photo_judge import photo_judge
 
 CHUNK = 100  # samples drawn at a time and kept in one file
@@ -46,6 +46,8 @@ class Config:
     guidance_scale: float = 3.0
     steps: int = 20
     sampler: str = "dpm++"  # ddpm, ddim or dpm++
+    upsampler: str | None = None  # a checkpoint of --preset tiny_upsampler, to enlarge the samples first
+    noise_level: int = 100  # timestep whose noise it sees them in
     features: str = "judge"  # inception (needs torch-fidelity and a download), or judge (photo_judge.py)
     flip: bool = True  # as in training: what is memorised may be so mirrored
     seed: int = 0
@@ -171,11 +173,23 @@ def main(config):
     if config.num_samples < 2:
         raise UserError(f"--num-samples is {config.num_samples}; two are the least that can be compared")
     generators = [Generator.load(checkpoint, config.device) for checkpoint in config.checkpoint or (None,)]
+    if config.upsampler:
+        upsampler = load_upsampler(config.upsampler, config.noise_level, config.device)
+        generators = [Cascade(generator, upsampler, config.noise_level) for generator in generators]
     data = load_images(config) if config.data_dir else None
     features_of = FEATURES[config.features]() if data else None
     make_folder(config.out, "--out")
     rows = []
-    settings = ("guidance_scale", "steps", "sampler", "resize", "features", "seed")
+    settings = (
+        "guidance_scale",
+        "steps",
+        "sampler",
+        "resize",
+        "features",
+        "seed",
+        "upsampler",
+        "noise_level",
+    )
     settings = {name: getattr(config, name) for name in settings} | {"resize_filter": "bicubic"}
     for checkpoint, generator in zip(config.checkpoint or ("shipped",), generators):
         if data:

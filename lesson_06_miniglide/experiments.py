@@ -185,9 +185,7 @@ def upsampling(config):
         said, low_res = captions[:n], sources[source][:n]
         if name == "bicubic":
             return F.interpolate(low_res, **sizes)
-        torch.manual_seed(config.seed)
-        upsampler, level = upsamplers[name], torch.full((len(said),), level)
-        return upsampler.draw(said, 1, config, **noised(upsampler.diffusion, low_res, level))
+        return upsamplers[name].enlarge(low_res, said, level, config)
 
     def measure(name, source, level):
         images = enlarged(name, source, level)

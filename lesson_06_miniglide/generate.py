@@ -15,6 +15,7 @@ from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import guided
 from lesson_06_miniglide.outside_text import FrozenEncoder, is_outside
 from lesson_06_miniglide.presets import rebuild
+from lesson_06_miniglide.upsampler import LOW_RES, UpsamplingUNet, noised, shrink
 
 LESSON = "lesson_06_miniglide"
 
@@ -61,6 +62,43 @@ class Generator:
         sampler = in_steps(sampler, self.diffusion, steps)
         denoiser_of = guided_denoisers(self.network, self.tokenizer, prompts, guidance_scale, **seen)
         return sample_batches(sampler, denoiser_of, self.network.image_shape, len(prompts), config)
+
+    def enlarge(self, images, prompts, noise_level, config, steps=20, sampler="dpm++"):
+        """Large pictures of `images`, which are made small first: an upsampler's, without guidance.
+
+        noise_level: the timestep whose noise the small pictures are seen in.
+        """
+        torch.manual_seed(config.seed)
+        level = torch.full((len(images),), noise_level)
+        seen = noised(self.diffusion, shrink(images, LOW_RES), level)
+        return self.draw(prompts, 1, config, steps, sampler, **seen)
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A Generator whose pictures another one enlarges; is asked like a Generator."""
+
+    base: Generator
+    upsampler: Generator
+    noise_level: int
+
+    @property
+    def name(self):
+        return f"{self.base.name}_{self.upsampler.name}_{self.noise_level}"
+
+    def draw(self, prompts, guidance_scale, config, steps=20, sampler="dpm++"):
+        images = self.base.draw(prompts, guidance_scale, config, steps, sampler)
+        return self.upsampler.enlarge(images, prompts, self.noise_level, config, steps, sampler)
+
+
+def load_upsampler(checkpoint, noise_level, device):
+    """The Generator that --upsampler names. Raises UserError."""
+    upsampler = Generator.load(checkpoint, device)
+    if not isinstance(upsampler.network, UpsamplingUNet):
+        raise UserError(f"--upsampler {checkpoint} does not enlarge; train --preset tiny_upsampler")
+    if not 0 <= noise_level < (timesteps := upsampler.diffusion.num_timesteps):
+        raise UserError(f"--noise-level is {noise_level}; it must lie between 0 and {timesteps - 1}")
+    return upsampler
 
 
 def guided_denoisers(network, tokenizer, prompts, guidance_scale, **seen):

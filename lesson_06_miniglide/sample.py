@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from common.command import UserError, check_choice, run_command
 from common.sampling import check_out, write_images
 from lesson_04_text_conditioning.prompts import PromptConfig, in_rows, sample_prompts, say_what_is_cut
@@ -16,10 +14,10 @@ from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import guided
 from lesson_06_miniglide import published_glide
 from lesson_06_miniglide.editing import image_to_image, inpaint_sample
-from lesson_06_miniglide.generate import LESSON, Generator, reader_of
+from lesson_06_miniglide.generate import LESSON, Generator, load_upsampler, reader_of
 from lesson_06_miniglide.inpainting import InpaintingUNet, Repainting, open_picture
 from lesson_06_miniglide.presets import rebuild
-from lesson_06_miniglide.upsampler import LOW_RES, UpsamplingUNet, noised, shrink
+from lesson_06_miniglide.upsampler import UpsamplingUNet
 
 
 @dataclass(frozen=True)
@@ -81,18 +79,14 @@ def edit_or_enlarge(config):
         raise UserError(f"--strength is {config.strength}; it must be greater than 0 and at most 1")
     generator = Generator.load(config.checkpoint, config.device)
     check_base(generator.network)
-    upsampler = Generator.load(config.upsampler, config.device) if config.upsampler else None
-    if upsampler:
-        check_upsampler(config, upsampler)
+    if config.upsampler:
+        upsampler = load_upsampler(config.upsampler, config.noise_level, config.device)
     prompts = config.prompts(generator.prompts)
     say_what_is_cut(generator.tokenizer, prompts)
     sampler, seen = how_to_draw(config, generator.network, len(prompts))
     images = generator.draw(prompts, config.guidance_scale, config, config.steps, sampler, **seen)
-    if upsampler:
-        torch.manual_seed(config.seed)
-        level = torch.full((len(images),), config.noise_level)
-        seen = noised(upsampler.diffusion, shrink(images, LOW_RES), level)
-        images = upsampler.draw(prompts, 1, config, config.steps, config.sampler, **seen)
+    if config.upsampler:
+        images = upsampler.enlarge(images, prompts, config.noise_level, config, config.steps, config.sampler)
     write_images(Path(config.out), images, prompts, **in_rows(prompts))
     print(f"{len(prompts)} samples, {config.steps} steps: {config.out}")
 
@@ -100,14 +94,6 @@ def edit_or_enlarge(config):
 def check_base(network):
     if isinstance(network, UpsamplingUNet):
         raise UserError("--checkpoint is a network that enlarges; name it with --upsampler")
-
-
-def check_upsampler(config, upsampler):
-    if not isinstance(upsampler.network, UpsamplingUNet):
-        raise UserError(f"--upsampler {config.upsampler} does not enlarge; train --preset tiny_upsampler")
-    if not 0 <= config.noise_level < upsampler.diffusion.num_timesteps:
-        last = upsampler.diffusion.num_timesteps - 1
-        raise UserError(f"--noise-level is {config.noise_level}; it must lie between 0 and {last}")
 
 
 def how_to_draw(config, network, n):

@@ -1,5 +1,6 @@
 """What lesson 6's networks do besides drawing: enlarging, filling holes; and the commands that use them."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from torch import nn
 from common.command import run_command
 from common.runs import saved_config
 from lesson_04_text_conditioning.text_transformer import TextConfig
-from lesson_06_miniglide import sample, train
+from lesson_06_miniglide import evaluate, sample, train
 from lesson_06_miniglide.inpainting import InpaintingUNet, inpaint, random_mask, widened
 from lesson_06_miniglide.patches import PatchVelocityUNet
 from lesson_06_miniglide.presets import TINY, new_diffusion
@@ -148,6 +149,16 @@ def test_a_cascade_draws_small_and_enlarges(trained, tmp_path):
     large = run_sample("--checkpoint", str(trained / "small"), "--upsampler", str(trained / "up"), *out)
     assert small.shape[1:] == (16, 16, 3) and large.shape[1:] == (64, 64, 3)
     assert large.shape[0] == small.shape[0] > 0
+
+
+def test_a_cascade_is_measured_whole(trained, tmp_path):
+    flags = ["--checkpoint", str(trained / "small"), "--num-samples", "2", "--steps", "2", "--device", "cpu"]
+    flags += ["--upsampler", str(trained / "up"), "--noise-level", "50", "--out", str(tmp_path)]
+    run_command(evaluate.main, evaluate.Config, argv=flags)
+    (row,) = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert row["upsampler"] == str(trained / "up") and row["noise_level"] == 50
+    drawn = next(tmp_path.glob("all_right_*/000000.npz"))
+    assert np.load(drawn)["images"].shape == (2, 64, 64, 3)
 
 
 @pytest.mark.parametrize("checkpoint", ["inpaint", "tiny"])
