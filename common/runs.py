@@ -155,7 +155,7 @@ def load_weights(checkpoint, lesson):
             weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise UserError(f"--checkpoint {path} is not a whole .safetensors file ({error})") from None
-    if facts.get("lesson") != lesson and not (lesson is None and "lesson" in facts):
+    if "lesson" not in facts or lesson not in (None, facts["lesson"]):
         origin = facts.get("lesson", "no lesson of this series")
         hint = f"; try python {origin}/sample.py" if "lesson" in facts else ""
         raise UserError(f"--checkpoint {path} comes from {origin}, not from {lesson or 'one'}{hint}")

@@ -13,20 +13,20 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from common.command import UserError, autocast, check_choice, pick_device, run_command
-from common.data import to_float, to_uint8
+from common.data import to_uint8
 from common.runs import shipped_weights
 from common.sampling import load_network
 from lesson_01_ddpm import train_mnist as lesson_1
 from lesson_01_ddpm.diffusion import clip
 from lesson_02_improved_ddpm import train_mnist as lesson_2
 from lesson_03_adm import train_mnist as lesson_3
+from lesson_03_adm.adm_unet import ClassUNet
 from lesson_04_text_conditioning import captioned_mnist
 from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import dynamic_threshold
 from lesson_06_miniglide import presets
-from lesson_06_miniglide.editing import inpaint_sample
 from lesson_06_miniglide.generate import guided_denoisers, reader_of
-from lesson_06_miniglide.inpainting import InpaintingUNet, Repainting
+from lesson_06_miniglide.inpainting import Repainting, squished
 from lesson_06_miniglide.upsampler import UpsamplingUNet
 
 STEPS, SAMPLES, LETTERS = 250, 16, 300  # at most, for one who asks
@@ -71,17 +71,14 @@ class Model:
 
     def denoiser(self, prompt, n, guidance_scale, **seen):
         """For n samples of a prompt; lesson 3's is a digit, lessons 1 and 2 take none."""
+        asked, all_of_them = self.network, torch.arange(n)
         if self.reader:
-            prompts = [prompt] * n
-            asked = guided_denoisers(self.network, self.reader, prompts, guidance_scale, **seen)
-            asked = asked(torch.arange(n))
-        elif "lesson_03" in self.facts["lesson"]:
+            guided = guided_denoisers(self.network, self.reader, [prompt] * n, guidance_scale, **seen)
+            asked = guided(all_of_them)
+        elif isinstance(self.network, ClassUNet):
             if not (len(prompt) == 1 and prompt in "0123456789"):
                 raise UserError("This network draws the digit it is told: write one, 0 to 9.")
-            asked = lesson_3.denoiser_of_classes(self.network, torch.full((n,), int(prompt)))
-            asked = asked(torch.arange(n))
-        else:
-            asked = self.network
+            asked = lesson_3.denoiser_of_classes(self.network, torch.full((n,), int(prompt)))(all_of_them)
 
         def denoiser(x_t, t):
             with autocast(self.device):
@@ -98,17 +95,14 @@ def draw(model, prompt, guidance_scale, steps, sampler, thresholding, seed, n, d
     """
     prompt, steps, n, seed = (prompt or "").strip(), int(steps), int(n), int(seed)
     check(model, prompt, guidance_scale, steps, sampler, seed, n)
-    bound, seen, sample = dynamic_threshold if thresholding else clip, {}, SAMPLERS[sampler]
+    bound, seen = dynamic_threshold if thresholding else clip, {}
+    sample = partial(SAMPLERS[sampler], bound=bound)
     if repainting := repainting_of(drawing, model.image_shape):
-        if isinstance(model.network, InpaintingUNet):
-            bound, seen = repainting.bound, repainting.seen(n)
-        else:
-            kept = {"image": repainting.image, "known": repainting.known}
-            sample = partial(inpaint_sample, times=RESAMPLED, **kept)
+        sample, seen = repainting.drawn_by(model.network, sample, n, RESAMPLED, bound)
     generator = torch.Generator().manual_seed(seed)
     x_T = torch.randn(n, *model.image_shape, generator=generator).to(model.device)
     process, denoiser = model.diffusion.evenly(steps), model.denoiser(prompt, n, guidance_scale, **seen)
-    for i, step in enumerate(sample(process, denoiser, x_T, generator, bound=bound)):
+    for i, step in enumerate(sample(process, denoiser, x_T, generator)):
         if i % -(-steps // FRAMES) == 0:
             yield picture(step.x_t), picture(step.x_0)
     yield picture(step.x_prev), picture(step.x_prev)
@@ -144,11 +138,9 @@ def repainting_of(drawing, image_shape):
         paint |= layer[..., 3] > 0
     if not paint.any():
         return None
-    image = Image.fromarray(drawing["background"]).convert("L" if channels == 1 else "RGB")
-    image = np.array(image.resize((size, size), Image.BICUBIC)).reshape(size, size, channels)
     drawn = Image.fromarray(paint).resize((size, size), Image.NEAREST)
     known = torch.from_numpy(~np.array(drawn)).float()[None, None]
-    return Repainting(to_float(torch.from_numpy(image)).permute(2, 0, 1)[None], known)
+    return Repainting(squished(Image.fromarray(drawing["background"]), size, channels), known)
 
 
 def picture(images):

@@ -5,6 +5,7 @@ It begins as a network that draws, with more inputs: python lesson_06_miniglide/
 """
 
 import random
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw
 from common.command import UserError
 from common.data import to_float
 from lesson_01_ddpm.diffusion import clip
+from lesson_06_miniglide.editing import inpaint_sample
 from lesson_06_miniglide.patches import PatchVelocityUNet
 
 
@@ -31,12 +33,9 @@ class InpaintingUNet(PatchVelocityUNet):
 def widened(weights, network):
     """The weights of a network with fewer inputs, made fit for this one: to its new inputs it pays no
     attention yet."""
-    weights = dict(weights)
-    for name, wanted in network.state_dict().items():
-        if name in weights and (missing := wanted.shape[1:2].numel() - weights[name].shape[1:2].numel()) > 0:
-            old = weights[name]
-            weights[name] = torch.cat([old, old.new_zeros(len(old), missing, *old.shape[2:])], 1)
-    return weights
+    first = "unet.first.weight"
+    missing = network.state_dict()[first].shape[1] - weights[first].shape[1]
+    return weights | {first: F.pad(weights[first], (0, 0, 0, 0, 0, max(0, missing)))}
 
 
 def random_mask(size, rng):
@@ -71,7 +70,7 @@ class Repainting:
     """A picture of which a part is to be drawn anew: what the networks see of it, and the bound that keeps
     it.
 
-    image: float [1, 3, H, W] in [-1, 1]. known: float [1, 1, H, W], 1 where the image is kept.
+    image: float [1 or n, 3, H, W] in [-1, 1]. known: float [1 or n, 1, H, W], 1 where the image is kept.
     """
 
     def __init__(self, image, known):
@@ -94,11 +93,28 @@ class Repainting:
         known = self.known.to(x_0.device)
         return clip(x_0 * (1 - known) + self.image.to(x_0.device) * known)
 
+    def drawn_by(self, network, sampler, n, times, bound=clip):
+        """(a sampler, what the network sees) for n samples.
+
+        A network that was trained to fill holes takes `sampler`; any other is made to, each step taken so
+        many `times`, x_0 bounded by `bound`.
+        """
+        if isinstance(network, InpaintingUNet):
+            return partial(sampler, bound=self.bound), self.seen(n)
+        kept = {"image": self.image, "known": self.known}
+        return partial(inpaint_sample, times=times, bound=bound, **kept), {}
+
 
 def open_picture(path, flag, size):
     """float [1, 3, size, size] in [-1, 1], squished. Raises UserError."""
-    picture = read_picture(path, flag).convert("RGB").resize((size, size), Image.BICUBIC)
-    return to_float(torch.from_numpy(np.array(picture))).permute(2, 0, 1)[None]
+    return squished(read_picture(path, flag), size)
+
+
+def squished(picture, size, channels=3):
+    """A PIL image -> float [1, 1 or 3, size, size] in [-1, 1]."""
+    picture = picture.convert("RGB" if channels == 3 else "L").resize((size, size), Image.BICUBIC)
+    pixels = np.array(picture).reshape(size, size, channels)
+    return to_float(torch.from_numpy(pixels)).permute(2, 0, 1)[None]
 
 
 def read_picture(path, flag):

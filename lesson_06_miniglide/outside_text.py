@@ -75,10 +75,10 @@ class FrozenEncoder:
             raise UserError(
                 f"--text-encoder {name} cannot be had ({reason}); name a folder with it"
             ) from None
-        self.name, self.context = name, context
+        self.name, self.context, self.width = name, context, self.model.config.d_model
 
     def config(self, width):
-        return OutsideConfig(self.name, self.model.config.d_model, self.context, width)
+        return OutsideConfig(self.name, self.width, self.context, width)
 
     def pieces(self, caption):
         """The caption's token ids, however many."""
@@ -112,7 +112,7 @@ class KeptStates:
 
     def encode(self, captions):
         encoder = self.encoder
-        settings = str((encoder.config(0), captions)).encode(errors="replace")
+        settings = str((encoder.name, encoder.context, encoder.width, captions)).encode(errors="replace")
         path = self.folder / f"states_{sha256(settings).hexdigest()[:16]}.npy"
         if not path.exists():
             make_folder(self.folder, "--cache-dir")
@@ -120,8 +120,7 @@ class KeptStates:
         return torch.from_numpy(np.load(path, mmap_mode="c")), encoder.mask(captions)
 
     def write(self, path, captions):
-        config = self.encoder.config(0)
-        shape = (len(captions), config.context, config.states)
+        shape = (len(captions), self.encoder.context, self.encoder.width)
         states = np.lib.format.open_memmap(path, "w+", np.float16, shape)
         for i in tqdm(range(0, len(captions), BATCH), desc="captions read"):
             states[i : i + BATCH] = self.encoder.states(captions[i : i + BATCH]).numpy()

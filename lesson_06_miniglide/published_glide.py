@@ -12,18 +12,16 @@ The weights are local files. base.pt and upsample.pt draw; base_inpaint.pt and u
 """
 
 import pickle
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from common.command import UserError, check_choice, pick_device
-from common.data import to_uint8
-from common.sampling import check_out, sample_batches, write_images
+from common.command import UserError, pick_device
+from common.data import to_float, to_uint8
+from common.sampling import sample_batches
 from lesson_01_ddpm.diffusion import GaussianDiffusion, clip, linear_betas
 from lesson_02_improved_ddpm.schedules import cosine_betas, space_timesteps
-from lesson_04_text_conditioning.prompts import in_rows, say_what_is_cut
+from lesson_04_text_conditioning.prompts import say_what_is_cut
 from lesson_04_text_conditioning.published import glide_from_published
 from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_06_miniglide.captioned_images import gpt2_tokenizer
@@ -83,7 +81,7 @@ def enlarge(network, tokenizer, prompts, low_res, config, repainting=None):
     low_res is rounded to 8 bits, as the upsampler's training images were.
     """
     process = GaussianDiffusion(linear_betas(1000)).keep(space_timesteps(1000, UPSAMPLER_STEPS))
-    sampler, bound, seen = SAMPLERS["ddim"], clip, {"low_res": to_uint8(low_res) / 127.5 - 1}
+    sampler, bound, seen = SAMPLERS["ddim"], clip, {"low_res": to_float(to_uint8(low_res))}
     if repainting:
         sampler, bound, seen = SAMPLERS["ddpm"], repainting.bound, seen | repainting.seen(len(prompts))
 
@@ -95,13 +93,10 @@ def enlarge(network, tokenizer, prompts, low_res, config, repainting=None):
 
 
 def sample(config):
-    """sample.py with --openai, every flag checked before any work is done. Raises UserError."""
-    config = replace(config, sampler=config.sampler or "ddpm", steps=config.steps or 100)
-    scale = (5.0 if config.image else 3.0) if config.guidance_scale is None else config.guidance_scale
-    check_choice("--sampler", config.sampler, SAMPLERS)
-    check_out(config.out)
-    if config.out.endswith(".gif"):
-        raise UserError(f"--out {config.out}: with --openai it must be a .png, an .npz or a folder")
+    """sample.py with --openai: (images, prompts). Every flag is checked before any work is done.
+
+    Raises UserError.
+    """
     if config.checkpoint:
         raise UserError("--openai and --checkpoint name two networks; leave one out")
     if not config.vocabulary:
@@ -122,8 +117,7 @@ def sample(config):
     base, repainting = load(config.openai, BASE, "--openai")
     if config.openai_upsampler:
         upsampler, repainting_large = load(config.openai_upsampler, UPSAMPLER, "--openai-upsampler")
-    images = draw_base(base, tokenizer, prompts, scale, config, repainting)
+    images = draw_base(base, tokenizer, prompts, config.guidance_scale, config, repainting)
     if config.openai_upsampler:
         images = enlarge(upsampler, tokenizer, prompts, images, config, repainting_large)
-    write_images(Path(config.out), images, prompts, **in_rows(prompts))
-    print(f"{len(prompts)} samples, {config.steps} steps of {config.sampler}: {config.out}")
+    return images, prompts

@@ -13,9 +13,9 @@ from lesson_04_text_conditioning.prompts import PromptConfig, in_rows, sample_pr
 from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import guided
 from lesson_06_miniglide import published_glide
-from lesson_06_miniglide.editing import image_to_image, inpaint_sample
+from lesson_06_miniglide.editing import image_to_image
 from lesson_06_miniglide.generate import LESSON, Generator, load_upsampler, reader_of
-from lesson_06_miniglide.inpainting import InpaintingUNet, Repainting, open_picture
+from lesson_06_miniglide.inpainting import Repainting, open_picture
 from lesson_06_miniglide.presets import rebuild
 from lesson_06_miniglide.upsampler import UpsamplingUNet
 
@@ -44,22 +44,32 @@ class Config(PromptConfig):
 
 
 def main(config):
-    if config.openai:
-        return published_glide.sample(config)
     for flag in ("openai_upsampler", "vocabulary"):
-        if getattr(config, flag):
+        if getattr(config, flag) and not config.openai:
             raise UserError(f"--{flag.replace('_', '-')} needs --openai, a published base model")
+    config = with_defaults(config)
+    if not (config.openai or config.image or config.mask or config.upsampler):
+        denoiser_for = partial(guided, guidance_scale=config.guidance_scale)
+        return sample_prompts(config, LESSON, SAMPLERS, denoiser_for, rebuild_base, reader_of)
+    check_choice("--sampler", config.sampler, SAMPLERS)
+    check_out(config.out)
+    if config.out.endswith(".gif"):
+        but = "with --openai, --upsampler, --image or --mask it must be a .png, an .npz or a folder"
+        raise UserError(f"--out {config.out}: {but}")
+    images, prompts = (published_glide.sample if config.openai else edit_or_enlarge)(config)
+    write_images(Path(config.out), images, prompts, **in_rows(prompts))
+    print(f"{len(prompts)} samples, {config.steps} steps: {config.out}")
+
+
+def with_defaults(config):
+    """What is not given, as this lesson or the published GLIDE has it."""
+    steps, sampler = (100, "ddpm") if config.openai else (20, "dpm++")
     scale = config.guidance_scale
     if scale is None:
         scale = 5.0 if config.mask else 3.0
-    config = replace(
-        config, steps=config.steps or 20, sampler=config.sampler or "dpm++", guidance_scale=scale
+    return replace(
+        config, steps=config.steps or steps, sampler=config.sampler or sampler, guidance_scale=scale
     )
-    if config.image or config.mask or config.upsampler:
-        edit_or_enlarge(config)
-    else:
-        denoiser_for = partial(guided, guidance_scale=scale)
-        sample_prompts(config, LESSON, SAMPLERS, denoiser_for, rebuild_base, reader_of)
 
 
 def rebuild_base(facts):
@@ -69,10 +79,7 @@ def rebuild_base(facts):
 
 
 def edit_or_enlarge(config):
-    check_choice("--sampler", config.sampler, SAMPLERS)
-    check_out(config.out)
-    if config.out.endswith(".gif"):
-        raise UserError(f"--out {config.out}: here it must be a .png, an .npz or a folder")
+    """(images, prompts). Raises UserError."""
     if config.mask and not config.image:
         raise UserError("--mask says which part of an --image to draw anew; name that, too")
     if not 0 < config.strength <= 1:
@@ -87,8 +94,7 @@ def edit_or_enlarge(config):
     images = generator.draw(prompts, config.guidance_scale, config, config.steps, sampler, **seen)
     if config.upsampler:
         images = upsampler.enlarge(images, prompts, config.noise_level, config, config.steps, config.sampler)
-    write_images(Path(config.out), images, prompts, **in_rows(prompts))
-    print(f"{len(prompts)} samples, {config.steps} steps: {config.out}")
+    return images, prompts
 
 
 def check_base(network):
@@ -100,11 +106,7 @@ def how_to_draw(config, network, n):
     """(sampler, what the network sees) for n samples."""
     sampler, size = SAMPLERS[config.sampler], network.image_shape[-1]
     if config.mask:
-        repainting = Repainting.load(config.image, config.mask, size)
-        if isinstance(network, InpaintingUNet):
-            return partial(sampler, bound=repainting.bound), repainting.seen(n)
-        kept = {"image": repainting.image, "known": repainting.known}
-        return partial(inpaint_sample, times=config.times, **kept), {}
+        return Repainting.load(config.image, config.mask, size).drawn_by(network, sampler, n, config.times)
     if config.image:
         image = open_picture(config.image, "--image", size)
         return partial(image_to_image, image=image, strength=config.strength, sampler=sampler), {}

@@ -48,10 +48,8 @@ class Config(TrainConfig):
     validation_fraction: float = 0.02  # of the images, for the validation loss
     vocabulary: str | None = None  # folder of GPT-2's encoder.json, vocab.bpe; default: a BPE of the captions
 
-    text_encoder: str | None = (
-        None  # t5-small or a folder: a frozen encoder instead (Imagen); --xf-layers rests
-    )
-
+    # t5-small or a folder: a frozen encoder in the place of the text transformer, as in Imagen
+    text_encoder: str | None = None
     preset: str = "tiny"  # tiny, tiny_small, tiny_upsampler, tiny_inpainting, report or glide
     start_from: str | None = None  # weights to begin with; inputs that they do not know start at zero
     num_channels: int | None = None  # of the UNet; a multiple of --num-head-channels
@@ -131,14 +129,14 @@ def main(config):
     config = resolved(config)
     network_settings, text_settings = settings_of(config)
     rank, world = join_processes(config.device)
-    images, held_back = first_alone(load_images, config).split(config.validation_fraction)
+    images = first_alone(load_images, config)
     earlier, facts = earlier_weights(config)
     reader = reader_of(facts) if facts else new_reader(config, images, text_settings)
     if outside := isinstance(reader, FrozenEncoder):
         text_settings, kept = reader.config(text_settings.width), kept_states(config, reader)
     else:
         text_settings, kept = replace(text_settings, vocab_size=reader.vocab_size), reader
-    images, held_back = images.tokenized(kept), held_back.tokenized(kept)
+    images, held_back = first_alone(images.tokenized, kept).split(config.validation_fraction)
 
     torch.manual_seed(config.seed)
     diffusion = new_diffusion(config.timesteps, config.preset)
@@ -148,8 +146,9 @@ def main(config):
     name, keep = f"{images.name}, {len(images)} images", 3 if config.delcheck else None
     run = Run(LESSON, config, name, keep) if rank == 0 else None
 
-    preset, examples = PRESETS[config.preset], held_back if len(held_back) else images
-    example, seen = preset.task(diffusion, network, examples.first(len(config.caption) or 6)[0])
+    preset, count = PRESETS[config.preset], len(config.caption) or 6
+    examples = held_back if len(held_back) >= count else images
+    example, seen = preset.task(diffusion, network, examples.first(count)[0])
     theirs = examples.captions_of(torch.arange(len(example))) if seen else images.most_frequent(6)
     prompts = list(config.caption) or theirs
     facts = {"network": asdict(network_settings), "text": asdict(text_settings)}

@@ -2,34 +2,22 @@
 
 import json
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from common.command import run_command
 from common.runs import saved_config
-from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_06_miniglide import evaluate, sample, train
 from lesson_06_miniglide.inpainting import InpaintingUNet, inpaint, random_mask, widened
 from lesson_06_miniglide.patches import PatchVelocityUNet
-from lesson_06_miniglide.presets import TINY, new_diffusion
+from lesson_06_miniglide.presets import new_diffusion
 from lesson_06_miniglide.upsampler import UpsamplingUNet, draw_small, enlarge, noised, shrink
+from tests.test_lesson_06_training import SMALL, SMALL_TEXT, filled
 
-SMALL = replace(TINY, num_channels=8, num_head_channels=8)
-SMALL_TEXT = TextConfig(300, context=4, width=16, layers=1, heads=2)
 PROCESS = new_diffusion(1000, "tiny_upsampler")
-
-
-def filled(network):
-    """With weights that are zero at the start filled in, so that everything has an effect."""
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.05)
-    return network.eval().requires_grad_(False)
 
 
 def some_text(network, n=2):
@@ -56,7 +44,7 @@ def test_noise_of_a_level_is_as_strong_as_that_of_the_timestep():
 
 def test_an_upsampler_sees_its_small_picture_and_the_level():
     torch.manual_seed(0)
-    network = filled(UpsamplingUNet(SMALL, SMALL_TEXT, PROCESS.alpha_bar))
+    network = filled(UpsamplingUNet(SMALL, SMALL_TEXT, PROCESS.alpha_bar)).requires_grad_(False)
     x_t, t, text = torch.randn(2, 3, 64, 64), torch.tensor([10, 900]), some_text(network)
     low_res, level = torch.randn(2, 3, 16, 16), torch.tensor([0, 400])
     output = network(x_t, t, text, low_res=low_res, level=level)
@@ -91,14 +79,14 @@ def test_masks_are_of_every_kind():
 
 def test_a_network_that_fills_holes_begins_as_the_one_that_draws():
     torch.manual_seed(0)
-    base = filled(PatchVelocityUNet(SMALL, SMALL_TEXT, PROCESS.alpha_bar))
+    base = filled(PatchVelocityUNet(SMALL, SMALL_TEXT, PROCESS.alpha_bar)).requires_grad_(False)
     network = InpaintingUNet(SMALL, SMALL_TEXT, PROCESS.alpha_bar).eval()
     network.load_state_dict(widened(base.state_dict(), network))
     x_t, t, text = torch.randn(2, 3, 64, 64), torch.tensor([10, 900]), some_text(base)
     x_0, seen = inpaint(PROCESS, network, torch.randn(2, 3, 64, 64))
     with torch.no_grad():
         assert torch.allclose(network(x_t, t, text, **seen), base(x_t, t, text), atol=1e-5)
-        filled(network).unet.first.weight[:, 12:] += 0.1  # what lies beside x_t
+        filled(network).requires_grad_(False).unet.first.weight[:, 12:] += 0.1  # what lies beside x_t
         seen["mask"][:] = 0
         seen["mask"][..., :32] = 1
         output = network(x_t, t, text, **seen)

@@ -34,14 +34,17 @@ SMALL = replace(TINY, num_channels=8, num_head_channels=8)
 SMALL_TEXT = TextConfig(300, context=4, width=16, layers=1, heads=2)
 
 
-def small_network():
-    """With weights that are zero at the start filled in, so that all gradients can be seen."""
-    torch.manual_seed(0)
-    network = PatchUNet(SMALL, SMALL_TEXT)
+def filled(network):
+    """With weights that are zero at the start filled in, so that everything has an effect."""
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)
     return network
+
+
+def small_network():
+    torch.manual_seed(0)
+    return filled(PatchUNet(SMALL, SMALL_TEXT))
 
 
 class Noised:

@@ -1,0 +1,114 @@
+"""Experiments on drawn shapes, and the first of them: the original's errata. Run by experiments.py."""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from common.data import to_pixels
+from common.evaluation import fid_between
+from common.experiments import Experiment
+from lesson_01_ddpm.diffusion import squared_error
+from lesson_04_text_conditioning.velocity import loss_velocity, loss_velocity_simple
+from lesson_05_cfg.guidance import drop_captions, loss_of_captions
+from lesson_06_miniglide import shapes
+from lesson_06_miniglide.captioned_images import NUM_DRAWN, as_batch, drawn_shapes, make_tokenizer
+from lesson_06_miniglide.generate import LESSON, Generator
+from lesson_06_miniglide.inpainting import widened
+from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, without_variance
+
+SCALES = (1, 3)  # of guidance
+SHOWN_STEPS = 50  # ancestral: the one sampler that uses the learned variance
+SHOWN = ["a large red circle", "a blue square right of a white triangle", "three green triangles"]
+SHOWN += ["a small red triangle", "a blue circle above a yellow square"]  # these two are held out
+
+
+class Shapes(Experiment):
+    """An experiment on drawn shapes; `captions` and `real` are of pictures that are in no training."""
+
+    def __init__(self, config):
+        super().__init__(LESSON, config)
+        data = drawn_shapes(NUM_DRAWN)
+        self.tokenizer = make_tokenizer(data.captions, PRESETS["tiny"].text)
+        self.data, held_back = data.tokenized(self.tokenizer).split(0.02)
+        self.validation = held_back.first(256)
+        drawn = drawn_shapes(config.num_samples, seed=1)
+        self.captions = drawn.captions_of(torch.arange(config.num_samples))
+        self.real = as_batch(drawn.images)
+
+    def generator(self, name, preset="tiny", at_t=loss_velocity, drop=0.2, task=None, start_from=None):
+        """Train a preset's network. at_t: without L_vlb's part it learns no variance. task: another than its
+        own. start_from: a Generator to begin with."""
+        settings, text, *_ = PRESETS[preset]
+        diffusion = new_diffusion(1000, preset)
+        text = replace(text, vocab_size=self.tokenizer.vocab_size)
+        settings = without_variance(settings) if at_t is loss_velocity_simple else settings
+        dropped = partial(drop_captions, probability=drop)
+        loss = loss_of_captions(at_t, diffusion, dropped, task or PRESETS[preset].task)
+        torch.manual_seed(self.config.seed)
+        network = new_network(preset, settings, text, diffusion.alpha_bar)
+        if start_from:
+            network.load_state_dict(widened(start_from.network.state_dict(), network))
+        of_tiny = {"batch_size": 32, "learning_rate": 1e-3, "ema_decay": 0.999}
+        trained = self.train(name, network, loss, data=(self.data, self.validation), **of_tiny)
+        return Generator(trained, diffusion, self.tokenizer)
+
+    def all_right(self, samples):
+        """The share of samples that show all that their caption says."""
+        return shapes.share_right(to_pixels(samples), self.captions[: len(samples)])
+
+
+def thumbnails(images):
+    """[N, 3, 64, 64] -> [N, 192], colours at 8x8: enough to tell distributions of shapes apart."""
+    return F.adaptive_avg_pool2d(images.clamp(-1, 1), 8).flatten(1)
+
+
+def in_0_to_1(diffusion, denoiser, x_0, t, noise):
+    """The mistake: images left in [0, 1], which our losses would refuse; without the bound."""
+    eps_hat = diffusion.ask(denoiser, diffusion.q_sample((x_0 + 1) / 2, t, noise), t)[:, : x_0.shape[1]]
+    return squared_error(eps_hat, noise) / diffusion.alpha_bar[t.cpu()].float().to(x_0.device)
+
+
+def weak_bound(diffusion, denoiser, x_0, t, noise):
+    """The mistake: 0.001 of one term of the bound, which stands for T of them."""
+    simple = loss_velocity_simple(diffusion, denoiser, x_0, t, noise)
+    return simple + (loss_velocity(diffusion, denoiser, x_0, t, noise) - simple) / diffusion.num_timesteps
+
+
+def never_the_last(loss, diffusion, denoiser, x_0, t, noise):
+    """The mistake: the last timestep is never trained."""
+    return loss(diffusion, denoiser, x_0, t.clamp(max=diffusion.num_timesteps - 2), noise)
+
+
+# name -> (the loss at t, the share of captions dropped)
+ERRATA = {
+    "right": (loss_velocity, 0.2),
+    "captions never dropped": (loss_velocity, 0.0),
+    "simple": (loss_velocity_simple, 0.2),
+    "bound 1000 times too weak": (weak_bound, 0.2),
+    "last timestep never trained": (partial(never_the_last, loss_velocity), 0.2),
+    "images in [0, 1]": (in_0_to_1, 0.2),
+}
+
+
+def errata(config):
+    """Each mistake of the original for the same steps: how many samples show all that their caption says?"""
+    experiment, shown = Shapes(config), {}
+
+    def draw(name, generator, captions, scale):
+        samples = generator.draw(captions, scale, config, SHOWN_STEPS, "ddpm")
+        return 2 * samples - 1 if name == "images in [0, 1]" else samples
+
+    def measure(name, generator, scale):
+        samples = draw(name, generator, experiment.captions, scale)
+        fid = fid_between(thumbnails(experiment.real), thumbnails(samples))
+        return {"n": len(samples), "all_right": experiment.all_right(samples), "fid_of_thumbnails": fid}
+
+    for name, (at_t, drop) in ERRATA.items():
+        generator = experiment.generator(name, at_t=at_t, drop=drop)
+        for scale in SCALES:
+            experiment.row(measure, name, generator, scale, variant=name, guidance_scale=scale)
+        shown[name] = draw(name, generator, SHOWN * 2, 3)
+    experiment.save_rows(shown)
+    experiment.save_losses(ERRATA)
