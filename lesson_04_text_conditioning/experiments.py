@@ -114,7 +114,7 @@ class PairNumbers:
 
 def class_or_caption(config):
     """At equal steps, is a caption as good as the number of what it says?"""
-    experiment = Captioned(config)
+    experiment = Captioned(config, trainings="told")
     numbers = PairNumbers()
     torch.manual_seed(config.seed)
     table = TextConfig(numbers.vocab_size, numbers.context, layers=0)
@@ -125,7 +125,7 @@ def class_or_caption(config):
     def measure(network, tokenizer):
         return measure_prompts(network, tokenizer, config, experiment.reference)
 
-    captions = experiment.train("caption", experiment.new_network(), loss)
+    captions = experiment.train("both", experiment.new_network(), loss)
     classes = experiment.train("class", told_numbers, loss, numbers)
     for name, network, tokenizer in (
         ("caption", captions, experiment.tokenizer),
@@ -138,18 +138,18 @@ def class_or_caption(config):
 
 def readers(config):
     """GLIDE gives the UNet the caption twice. Which of the two ways is needed for what?"""
-    experiment, shown = Captioned(config), {}
-    for see in (all_of_it, vector_only, attention_only):
+    experiment, shown = Captioned(config, trainings="told"), {}
+    for name, see in {"both": all_of_it, "vector": vector_only, "attention": attention_only}.items():
         network = experiment.new_network()
-        network = experiment.train(see.__name__, network, loss_of_text(loss_velocity, see))
+        network = experiment.train(name, network, loss_of_text(loss_velocity, see))
 
         def measure(network, see):
             return measure_prompts(
                 network, experiment.tokenizer, config, experiment.reference, denoiser_for=seeing(see)
             )
 
-        experiment.row(measure, network, see, network_sees=see.__name__)
-        shown[see.__name__] = draw(network, experiment.tokenizer, PROMPTS, config, seeing(see))
+        experiment.row(measure, network, see, network_sees=name)
+        shown[name] = draw(network, experiment.tokenizer, PROMPTS, config, seeing(see))
     experiment.save_rows(shown)
 
 
