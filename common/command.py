@@ -32,7 +32,7 @@ def run_command(main, config_type, saved_config=None, argv=None):
 
 # Flags that count something, or measure a time or a rate; None stands for "not given".
 POSITIVE = {"steps", "time_limit", "batch_size", "learning_rate", "num_samples", "checkpoint_every"}
-POSITIVE |= {"sample_steps", "eval_steps", "num_eval", "times"}
+POSITIVE |= {"sample_steps", "eval_steps", "num_eval", "times", "rounds"}
 POSITIVE |= {"image_limit", "epochs", "grad_accum", "checkpoint_time", "sample_every", "timesteps"}
 POSITIVE |= {"num_channels", "num_head_channels", "num_res_block", "xf_width", "xf_layers", "xf_heads"}
 SHARES = {"drop_caption", "ema_decay", "validation_fraction"}

@@ -1,0 +1,286 @@
+"""How fast: python lesson_06_miniglide/benchmark.py lesson_03 report
+
+Measures what this machine can do at best (a large matrix product, a copy), then a training step and a step of
+sampling of each network named. In every round all of them take turns, so that whatever else the machine does
+strikes all alike.
+
+    lesson_01, lesson_03, lesson_05   what these lessons train on digits
+    tiny, report, glide               presets of lesson 6
+
+--against takes a .py file that stands for another implementation: with `new_network(image_shape)`, a module,
+and `call(network, x_t, t)`, its eps_hat. against_diffusers.py and against_denoising_diffusion.py are two.
+"""
+
+import importlib.util
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import tyro
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.command import UserError, autocast, check_choice, pick_device, run_command
+from common.experiments import aligned
+from common.runs import describe_machine, write_atomically
+from common.training import EMA
+from lesson_01_ddpm import train_mnist as lesson_1
+from lesson_01_ddpm.unet import UNet
+from lesson_03_adm import train_mnist as lesson_3
+from lesson_03_adm.adm_unet import ClassUNet
+from lesson_04_text_conditioning import captioned_mnist
+from lesson_06_miniglide.big_trainer import checkpoint_activations
+from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network
+
+PRESET_NAMES = ("tiny", "report", "glide")
+STATUS = Path("/proc/self/status")
+NETWORKS = ("lesson_01", "lesson_03", "lesson_05", *PRESET_NAMES)
+
+
+@dataclass(frozen=True)
+class Config:
+    __doc__ = __doc__
+
+    networks: tyro.conf.Positional[tuple[str, ...]] = ("lesson_03", "lesson_05", "tiny")
+    against: tuple[str, ...] = ()  # adapter files; their networks get images like the first network's
+    batch_size: int = 8
+    rounds: int = 7  # steps timed of each network, after one that is not
+    fp32: bool = False  # no bf16, where the machine is fast at it
+    compile: bool = False  # all networks by torch.compile
+    activation_checkpointing: bool = False  # of our own networks, as the flag of train.py
+    device: str = "auto"  # auto, cpu, cuda, mps
+    out: str | None = None  # a .json for the numbers
+
+
+class Contender(NamedTuple):
+    """call: (x_t, t, *seen) -> [N, C or more, H, W]. see: (n) -> what n images come with beside x_t and t."""
+
+    network: nn.Module
+    image_shape: tuple
+    call: Callable
+    see: Callable = lambda n: ()
+
+
+def contender(name, config):
+    """The network of that name or adapter file, on the device. Raises UserError."""
+    device = pick_device(config.device)
+    torch.manual_seed(0)
+    if name in config.against:
+        adapter = adapter_of(name)
+        image_shape = contender(config.networks[0], config).image_shape
+        network = adapter.new_network(image_shape).to(device)
+        found = Contender(network, image_shape, partial(adapter.call, network))
+    else:
+        found = ours(name, device)
+        if config.activation_checkpointing:
+            checkpoint_activations(found.network)
+    if config.compile:
+        found.network.compile()
+    return found
+
+
+def ours(name, device):
+    if name == "lesson_01":
+        network, shape = UNet(lesson_1.NETWORK).to(device), lesson_1.IMAGE_SHAPE
+        return Contender(network, shape, network)
+    if name == "lesson_03":
+        network, shape = ClassUNet(lesson_3.NETWORK).to(device), lesson_1.IMAGE_SHAPE
+        return Contender(network, shape, network, lambda n: (torch.arange(n, device=device) % 10,))
+    if name == "lesson_05":
+        network, _ = captioned_mnist.new_network(captioned_mnist.train_tokenizer())
+    else:
+        network = new_network(name, *PRESETS[name][:2], new_diffusion(1000).alpha_bar)
+    network, context = network.to(device), network.text_config.context
+
+    def see(n):
+        tokens = torch.arange(n * context, device=device).view(n, context) % network.text_config.vocab_size
+        return (network.encode_text(tokens, torch.ones_like(tokens, dtype=torch.bool)),)
+
+    return Contender(network, network.image_shape, network, see)
+
+
+def adapter_of(path):
+    """The module in a file. Raises UserError."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (AttributeError, OSError, ImportError, SyntaxError) as error:
+        raise UserError(f"--against {path} cannot be used ({error})") from None
+    for needed in ("new_network", "call"):
+        if not hasattr(module, needed):
+            raise UserError(f"--against {path} has no `{needed}`; benchmark.py's --help says what it needs")
+    return module
+
+
+def training_step(contender, config):
+    """() -> None: loss, gradient, AdamW and the average of the weights, as in every lesson's training."""
+    network, shape = contender.network, contender.image_shape
+    device = pick_device(config.device)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=device.type in ("cpu", "cuda"))
+    ema = EMA(network, 0.995)
+    x_t, noise = torch.randn(2, config.batch_size, *shape, device=device)
+    t = torch.arange(config.batch_size, device=device)
+
+    def step():
+        optimizer.zero_grad()
+        with precision(config):
+            eps_hat = contender.call(x_t, t, *contender.see(len(x_t)))[:, : shape[0]]
+            loss = (eps_hat - noise).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        ema.update(network, 1000)
+
+    return step
+
+
+def sampling_step(contender, config):
+    """() -> None: one call of the network. Text is read before, once a sample."""
+    contender.network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    device = pick_device(config.device)
+    x_t = torch.randn(config.batch_size, *contender.image_shape, device=device)
+    t = torch.full((len(x_t),), 500, device=device)
+    with torch.no_grad(), precision(config):
+        seen = contender.see(len(x_t))
+
+    def step():
+        with torch.no_grad(), precision(config):
+            contender.call(x_t, t, *seen)
+
+    return step
+
+
+WORK = {"training": training_step, "sampling": sampling_step}
+
+
+def precision(config):
+    device = pick_device(config.device)
+    return torch.autocast(device.type, enabled=False) if config.fp32 else autocast(device)
+
+
+def wait(device):
+    """A GPU answers before it has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def take_turns(steps, rounds, device):
+    """name -> seconds of each of its steps. steps: name -> () -> None."""
+    seconds = {name: [] for name in steps}
+    for i in range(rounds + 1):
+        for name, step in steps.items():
+            wait(device)
+            before = time.perf_counter()
+            step()
+            wait(device)
+            if i:  # the first is slower: memory is not there yet, nothing is compiled
+                seconds[name].append(time.perf_counter() - before)
+    return seconds
+
+
+def ceiling(config):
+    """What the machine can do at best: TFLOP/s of a matrix product, GB/s of a copy."""
+    device = pick_device(config.device)
+    n = 8192 if device.type == "cuda" else 2048
+    steps = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(n, n, device=device, dtype=dtype)
+        steps[str(dtype).split(".")[1]] = partial(torch.mm, a, a)
+    source = torch.randn(64 * 1024**2, device=device)
+    steps["copy"] = partial(torch.empty_like(source).copy_, source)
+    best = {name: min(seconds) for name, seconds in take_turns(steps, 5, device).items()}
+    copied = 2 * source.numel() * source.element_size()  # read, and written
+    return {name: 2 * n**3 / s / 1e12 for name, s in best.items() if name != "copy"} | {
+        "copy_gb_a_second": copied / best["copy"] / 1e9
+    }
+
+
+def flops_an_image(name, work, config):
+    plain = replace(config, batch_size=1, compile=False, activation_checkpointing=False)
+    step = WORK[work](contender(name, plain), plain)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def peak_bytes(name, work, config):
+    """The memory of one step: weights, gradients, optimizer, activations; in a process of its own."""
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        WORK[work](contender(name, config), config)()
+        return torch.cuda.max_memory_allocated(device) - before
+    if not STATUS.exists():
+        return None  # only Linux says it
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(grown, (name, work, config))
+
+
+def grown(name, work, config):
+    before = resident_peak()
+    WORK[work](contender(name, config), config)()
+    return resident_peak() - before
+
+
+def resident_peak():
+    """The most memory that this process has had, in bytes."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+def measure(work, config, best):
+    """A row a contender, for one kind of work."""
+    names, device = [*config.networks, *config.against], pick_device(config.device)
+    contenders = {name: contender(name, config) for name in names}
+    steps = {name: WORK[work](who, config) for name, who in contenders.items()}
+    rows = []
+    for name, seconds in take_turns(steps, config.rounds, device).items():
+        median, flops = statistics.median(seconds), flops_an_image(name, work, config)
+        peak = peak_bytes(name, work, config)
+        images_a_second = config.batch_size / median
+        rows.append(
+            {
+                "network": Path(name).stem,
+                "work": work,
+                "batch": config.batch_size,
+                "parameters": sum(p.numel() for p in contenders[name].network.parameters()),
+                "gflop_an_image": flops / 1e9,
+                "seconds": median,
+                "slowest": max(seconds),
+                "images_a_second": images_a_second,
+                "tflops": flops * images_a_second / 1e12,
+                "of_ceiling": flops * images_a_second / 1e12 / best,
+                "peak_mb": peak and peak / 1e6,
+            }
+        )
+    return rows
+
+
+def main(config):
+    for name in config.networks:
+        check_choice("network", name, NETWORKS)
+    for path in config.against:
+        adapter_of(path)
+    limits = ceiling(config)
+    print("at best: " + ", ".join(f"{name} {value:.3g}" for name, value in limits.items()))
+    with precision(config) as autocasts:
+        best = limits["bfloat16" if autocasts._enabled else "float32"]
+    rows = [row for work in WORK for row in measure(work, config, best)]
+    print(aligned([list(rows[0]), *(row.values() for row in rows)]))
+    if config.out:
+        content = {"machine": describe_machine(), "at_best": limits, "rows": rows}
+        text = json.dumps(content, indent=1) + "\n"
+        write_atomically(config.out, lambda part: part.write_text(text))
+
+
+if __name__ == "__main__":
+    run_command(main, Config)

@@ -1,0 +1,67 @@
+"""The benchmark counts what it should, times another implementation beside ours, and refuses bad input."""
+
+import json
+
+import pytest
+import torch
+
+from common.command import run_command
+from lesson_06_miniglide import benchmark
+
+ADAPTER = """
+from torch import nn
+
+def new_network(image_shape):
+    return nn.Conv2d(image_shape[0], 5, 3, padding=1)
+
+def call(network, x_t, t):
+    return network(x_t)
+"""
+
+
+def run(*flags):
+    run_command(benchmark.main, benchmark.Config, argv=[*flags, "--device", "cpu"])
+
+
+def test_a_table_with_another_implementation_beside_ours(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(ADAPTER)
+    out = tmp_path / "speed.json"
+    few = ["--batch-size", "2", "--rounds", "1"]
+    run("lesson_03", "--against", str(tmp_path / "mine.py"), *few, "--out", str(out))
+    content = json.loads(out.read_text())
+    rows = {(row["network"], row["work"]): row for row in content["rows"]}
+    assert set(rows) == {(name, work) for name in ("lesson_03", "mine") for work in ("training", "sampling")}
+    conv = 2 * 5 * 9 * 32 * 32 / 1e9  # a product and a sum for each weight and place
+    assert rows["mine", "sampling"]["gflop_an_image"] == pytest.approx(conv)
+    assert rows["mine", "training"]["gflop_an_image"] == pytest.approx(
+        2 * conv
+    )  # asks how the weights matter
+    assert rows["mine", "sampling"]["parameters"] == 5 * 9 + 5
+    for row in rows.values():
+        assert row["images_a_second"] == pytest.approx(2 / row["seconds"]) and row["of_ceiling"] > 0
+    assert content["at_best"]["float32"] > 0 and "against" not in capsys.readouterr().err
+
+
+def test_what_takes_turns_is_called_equally_often_and_the_first_time_does_not_count():
+    called = []
+    steps = {name: lambda name=name: called.append(name) for name in "ab"}
+    seconds = benchmark.take_turns(steps, 3, torch.device("cpu"))
+    assert called == ["a", "b"] * 4 and [len(s) for s in seconds.values()] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "text, flags, said",
+    [
+        ("", [], "no `new_network`"),
+        ("def new_network(:", [], "cannot be used"),
+        (None, [], "cannot be used"),
+        (ADAPTER, ["--rounds", "0"], "--rounds is 0"),
+    ],
+)
+def test_bad_input_is_one_line(text, flags, said, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        run("lesson_01", "--against", str(tmp_path / "mine.py"), *flags)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.count("\n") == 1 and said in error
