@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d, cross_entropy
 from torch.nn.functional import group_norm as norm
+from torch.nn.functional import normalize as unit
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from torchvision.transforms.functional import to_tensor
 
@@ -73,6 +75,17 @@ def step_2m(x_s, x_0_before, x_0, before, start, end, weight=0.5, sign=1):
     d = x_0 + weight * (x_0 - x_0_before) * h / (start - before)
     ratio = alpha_t * math.exp(-end) / (alpha_s * math.exp(-start))
     return ratio * x_s - sign * alpha_t * math.expm1(-h) * d
+
+
+def noisy(x, a, noise):
+    return a**0.5 * x + (1 - a) ** 0.5 * noise
+
+
+def clip_loss(images, captions, scale, normalize=unit, ways=2):
+    """CLIP's, with mistakes on request."""
+    logits = scale * normalize(images) @ normalize(captions).T
+    right = torch.arange(len(images))
+    return sum(cross_entropy(x, right) for x in (logits, logits.T)[:ways]) / ways
 
 
 def to_network(image):
@@ -170,6 +183,22 @@ WRONG = [
         lambda c, heads, w: heads * (4 * c * c + 2 * c * w),
         "number of heads",
     ),
+    (lesson_6.check_conditioning, lambda x, size, a, e: noisy(x[:, :, ::4, ::4], a, e), "fifteen are lost"),
+    (lesson_6.check_conditioning, lambda x, size, a, e: avg_pool2d(x, 4) + (1 - a) ** 0.5 * e, "fainter"),
+    (lesson_6.check_conditioning, lambda x, size, a, e: noisy(x, a, unit(x)), "made small|must be"),
+    (lesson_6.check_repaint, lambda x, image, known, a, e: torch.where(known > 0, image, x), "no noise"),
+    (
+        lesson_6.check_repaint,
+        lambda x, image, known, a, e: torch.where(known > 0, x, noisy(image, a, e)),
+        "changed places",
+    ),
+    (lesson_6.check_repaint, lambda x, image, known, a, e: noisy(image, a, e), "what was drawn"),
+    (lesson_6.check_half_way, lambda x, s, a, e: (round(s * 100), x), "counts from 0"),
+    (lesson_6.check_half_way, lambda x, s, a, e: (round((1 - s) * 100) - 1, x), "changes little"),
+    (lesson_6.check_half_way, lambda x, s, a, e: (round(s * 100) - 1, e), "noise alone"),
+    (lesson_6.check_clip_loss, lambda *args: clip_loss(*args, normalize=lambda x: x), "length 1"),
+    (lesson_6.check_clip_loss, lambda *args: clip_loss(*args, ways=1), "one question"),
+    (lesson_6.check_clip_loss, lambda x, y, scale: clip_loss(x, y, 1 / scale), "multiplied"),
 ]
 
 

@@ -38,6 +38,7 @@ def test_an_experiment_writes_rows_and_a_picture(module, name, tmp_path, monkeyp
         "SHOWN_STEPS": 2,
         "BATCHES": 2,
         "HISTORY": 1,
+        "TIMED": 2,
         "SCALES": (0, 2),
         "NUM_DRAWN": 100,
         "LEVELS": (0, 200),
