@@ -122,7 +122,7 @@ def drop_probability(config):
 
     At 0 guidance starts from an answer that was never trained.
     """
-    experiment, shown = Guided(config), {}
+    experiment, shown = Guided(config, steps=2000), {}
     for probability in (0.0, 0.1, 0.2, 0.5):
         loss = loss_with(partial(drop_captions, probability=probability))
         experiment.network = experiment.train(f"p {probability}", experiment.new_network(), loss)
