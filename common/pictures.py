@@ -103,12 +103,12 @@ def loss_curve(metrics_csv, reference_csv=None):
 
 def curves(lines, x_label, y_label):
     """A figure of curves on logarithmic axes. lines: name -> list of (x, y)."""
-    figure = Figure((5, 3.2), dpi=120, layout="constrained")
+    figure = Figure((6.6, 3.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     for name, points in lines.items():
         axes.loglog(*zip(*points), "o-", markersize=3, label=name)
     axes.set(xlabel=x_label, ylabel=y_label)
-    axes.legend()
+    figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 

@@ -1,6 +1,7 @@
 """Lesson 5, measured: python lesson_05_cfg/experiments.py NAME
 
     guidance_curve    scales 0 to 20, clipped and with dynamic thresholding
+    best_scale        the best of them alone; with --num-samples 5000 accuracies are known to 0.2 %
     interval          guidance at some noise levels only
     samplers          ancestral, DDIM and DPM-Solver++ at 5 to 250 steps, against seconds
     drop_probability  captions dropped in training never, rarely, often
@@ -88,6 +89,13 @@ def guidance_curve(config):
             for name in ("fid", "diversity"):
                 lines.setdefault(f"{name}, {bound.__name__}", []).append((scale + 0.1, row[name]))
     experiment.save(curves(lines, "s + 0.1", ""))
+
+
+def best_scale(config):
+    """The weights that are shipped, at the scale where their FID is best."""
+    experiment = shipped(config)
+    experiment.row(experiment.measure, at_scale(BEST), scale=BEST)
+    experiment.save_rows({f"s = {BEST}": experiment.draw(PROMPTS, at_scale(BEST))})
 
 
 def interval(config):
@@ -179,7 +187,9 @@ def mistakes(config):
     experiment.save_losses(losses)
 
 
-EXPERIMENTS = {f.__name__: f for f in (guidance_curve, interval, samplers, drop_probability, mistakes)}
+EXPERIMENTS = {
+    f.__name__: f for f in (guidance_curve, best_scale, interval, samplers, drop_probability, mistakes)
+}
 
 if __name__ == "__main__":
     run_command(lambda config: run_experiment(EXPERIMENTS, config), Config)
