@@ -1,6 +1,5 @@
 """Experiments: tables that are measured row by row, and trainings that go on where they were interrupted."""
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -23,6 +22,7 @@ from common.runs import (
     read_metrics,
     shipped_weights,
     write_atomically,
+    write_json,
 )
 from common.training import TrainConfig, train
 
@@ -88,8 +88,7 @@ class Experiment:
         row = key | measure(*args)
         row["minutes"] = round((time.monotonic() - started) / 60, 2)
         self.content["rows"].append(row)
-        text = json.dumps(self.content, indent=1) + "\n"
-        write_atomically(self.path, lambda part: part.write_text(text))
+        write_json(self.path, self.content)
         print(row, flush=True)
         return row
 

@@ -36,6 +36,12 @@ def write_atomically(path, write):
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path, content, **settings):
+    """settings: of json.dumps."""
+    text = json.dumps(content, indent=1, **settings) + "\n"
+    write_atomically(path, lambda part: part.write_text(text))
+
+
 def make_folder(folder, flag):
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -90,8 +96,7 @@ class Run:
         print(f"run: {self.folder}")
 
     def write_json(self, name, content):
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        write_atomically(self.folder / name, lambda path: path.write_text(text))
+        write_json(self.folder / name, content, allow_nan=False)
 
     def finish(self, numbers, picture, figure):
         """Write metrics.json and the run's last picture, and say where they are."""

@@ -9,7 +9,6 @@ marked `<!-- results LESSON -->` (`<!-- results ladder -->`: a row a lesson) fro
 """
 
 import csv
-import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from common.runs import (
     save_weights,
     shipped_weights,
     write_atomically,
+    write_json,
 )
 
 STEPS_A_ROW = 20  # of the reference curve
@@ -77,8 +77,7 @@ def ship(run):
     metrics["parameters"] = sum(w.numel() for w in weights.values())
     shipped = shipped_weights(info["lesson"])
     write_atomically(shipped, lambda path: save_weights(path, weights, facts, half=True))
-    text = json.dumps(metrics, indent=1) + "\n"
-    write_atomically(results / "metrics.json", lambda path: path.write_text(text))
+    write_json(results / "metrics.json", metrics)
     write_atomically(results / "metrics.csv", lambda path: thin_out(run / "metrics.csv", path))
     for file in [run / "loss.png", *run.glob("s*.png")]:
         shutil.copy(file, results)

@@ -12,7 +12,6 @@ and `call(network, x_t, t)`, its eps_hat. against_diffusers.py and against_denoi
 """
 
 import importlib.util
-import json
 import multiprocessing
 import statistics
 import time
@@ -27,21 +26,25 @@ import tyro
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.command import UserError, autocast, check_choice, pick_device, run_command
+from common.command import UserError, check_choice, pick_device, run_command
 from common.experiments import aligned
-from common.runs import describe_machine, write_atomically
-from common.training import EMA
+from common.runs import describe_machine, write_json
 from lesson_01_ddpm import train_mnist as lesson_1
+from lesson_01_ddpm.diffusion import squared_error
 from lesson_01_ddpm.unet import UNet
 from lesson_03_adm import train_mnist as lesson_3
 from lesson_03_adm.adm_unet import ClassUNet
 from lesson_04_text_conditioning import captioned_mnist
-from lesson_06_miniglide.big_trainer import checkpoint_activations
-from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network
+from lesson_06_miniglide import train
+from lesson_06_miniglide.big_trainer import BigTrainer, autocast_to
+from lesson_06_miniglide.presets import IMAGE_SIZE, PRESETS, new_diffusion, new_network
 
-PRESET_NAMES = ("tiny", "report", "glide")
 STATUS = Path("/proc/self/status")
-NETWORKS = ("lesson_01", "lesson_03", "lesson_05", *PRESET_NAMES)
+IMAGE_SHAPES = {
+    "lesson_01": lesson_1.IMAGE_SHAPE,
+    "lesson_03": lesson_1.IMAGE_SHAPE,
+    "lesson_05": captioned_mnist.IMAGE_SHAPE,
+} | dict.fromkeys(("tiny", "report", "glide"), (3, IMAGE_SIZE, IMAGE_SIZE))
 
 
 @dataclass(frozen=True)
@@ -72,26 +75,20 @@ def contender(name, config):
     """The network of that name or adapter file, on the device. Raises UserError."""
     device = pick_device(config.device)
     torch.manual_seed(0)
-    if name in config.against:
-        adapter = adapter_of(name)
-        image_shape = contender(config.networks[0], config).image_shape
-        network = adapter.new_network(image_shape).to(device)
-        found = Contender(network, image_shape, partial(adapter.call, network))
-    else:
-        found = ours(name, device)
-        if config.activation_checkpointing:
-            checkpoint_activations(found.network)
-    if config.compile:
-        found.network.compile()
-    return found
+    if name not in config.against:
+        return ours(name, device)
+    adapter, image_shape = adapter_of(name), IMAGE_SHAPES[config.networks[0]]
+    network = adapter.new_network(image_shape).to(device)
+    return Contender(network, image_shape, partial(adapter.call, network))
 
 
 def ours(name, device):
+    shape = IMAGE_SHAPES[name]
     if name == "lesson_01":
-        network, shape = UNet(lesson_1.NETWORK).to(device), lesson_1.IMAGE_SHAPE
+        network = UNet(lesson_1.NETWORK).to(device)
         return Contender(network, shape, network)
     if name == "lesson_03":
-        network, shape = ClassUNet(lesson_3.NETWORK).to(device), lesson_1.IMAGE_SHAPE
+        network = ClassUNet(lesson_3.NETWORK).to(device)
         return Contender(network, shape, network, lambda n: (torch.arange(n, device=device) % 10,))
     if name == "lesson_05":
         network, _ = captioned_mnist.new_network(captioned_mnist.train_tokenizer())
@@ -103,7 +100,7 @@ def ours(name, device):
         tokens = torch.arange(n * context, device=device).view(n, context) % network.text_config.vocab_size
         return (network.encode_text(tokens, torch.ones_like(tokens, dtype=torch.bool)),)
 
-    return Contender(network, network.image_shape, network, see)
+    return Contender(network, shape, network, see)
 
 
 def adapter_of(path):
@@ -120,39 +117,53 @@ def adapter_of(path):
     return module
 
 
+class OneBatch:
+    """What a trainer takes for its data."""
+
+    def __init__(self, *tensors):
+        self.tensors = tensors
+
+    def __len__(self):
+        return len(self.tensors[0])
+
+    def batch(self, indices):
+        return self.tensors
+
+
 def training_step(contender, config):
-    """() -> None: loss, gradient, AdamW and the average of the weights, as in every lesson's training."""
-    network, shape = contender.network, contender.image_shape
-    device = pick_device(config.device)
-    optimizer = torch.optim.AdamW(network.parameters(), fused=device.type in ("cpu", "cuda"))
-    ema = EMA(network, 0.995)
-    x_t, noise = torch.randn(2, config.batch_size, *shape, device=device)
-    t = torch.arange(config.batch_size, device=device)
+    """() -> None: a step of the trainer, with the squared error of eps_hat as its loss."""
+    network, n = contender.network, config.batch_size
+    x_t, noise = torch.randn(2, n, *contender.image_shape)
 
-    def step():
-        optimizer.zero_grad()
-        with precision(config):
-            eps_hat = contender.call(x_t, t, *contender.see(len(x_t)))[:, : shape[0]]
-            loss = (eps_hat - noise).square().mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        ema.update(network, 1000)
+    def loss(network, x_t, t, noise):
+        return squared_error(contender.call(x_t, t, *contender.see(n)), noise)
 
-    return step
+    is_ours = isinstance(getattr(network, "unet", network), UNet)
+    settings = train.Config(
+        batch_size=n,
+        learning_rate=1e-3,
+        precision=precision(config),
+        activation_checkpointing=config.activation_checkpointing and is_ours,
+        compile=config.compile,
+        device=config.device,
+    )
+    data = OneBatch(x_t, torch.arange(n), noise)
+    return partial(BigTrainer(network, loss, data, settings, None, None, {}, None).train_step, 0.0)
 
 
 def sampling_step(contender, config):
     """() -> None: one call of the network. Text is read before, once a sample."""
-    contender.network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    network = contender.network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    if config.compile:
+        network.compile()
     device = pick_device(config.device)
     x_t = torch.randn(config.batch_size, *contender.image_shape, device=device)
     t = torch.full((len(x_t),), 500, device=device)
-    with torch.no_grad(), precision(config):
+    with torch.no_grad(), autocast_to(precision(config), device):
         seen = contender.see(len(x_t))
 
     def step():
-        with torch.no_grad(), precision(config):
+        with torch.no_grad(), autocast_to(precision(config), device):
             contender.call(x_t, t, *seen)
 
     return step
@@ -162,8 +173,7 @@ WORK = {"training": training_step, "sampling": sampling_step}
 
 
 def precision(config):
-    device = pick_device(config.device)
-    return torch.autocast(device.type, enabled=False) if config.fp32 else autocast(device)
+    return "fp32" if config.fp32 else "auto"
 
 
 def wait(device):
@@ -267,19 +277,18 @@ def measure(work, config, best):
 
 def main(config):
     for name in config.networks:
-        check_choice("network", name, NETWORKS)
+        check_choice("network", name, IMAGE_SHAPES)
     for path in config.against:
         adapter_of(path)
     limits = ceiling(config)
     print("at best: " + ", ".join(f"{name} {value:.3g}" for name, value in limits.items()))
-    with precision(config) as autocasts:
-        best = limits["bfloat16" if autocasts._enabled else "float32"]
+    device = pick_device(config.device)
+    with autocast_to(precision(config), device):
+        best = limits["bfloat16" if torch.is_autocast_enabled(device.type) else "float32"]
     rows = [row for work in WORK for row in measure(work, config, best)]
     print(aligned([list(rows[0]), *(row.values() for row in rows)]))
     if config.out:
-        content = {"machine": describe_machine(), "at_best": limits, "rows": rows}
-        text = json.dumps(content, indent=1) + "\n"
-        write_atomically(config.out, lambda part: part.write_text(text))
+        write_json(config.out, {"machine": describe_machine(), "at_best": limits, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -47,6 +47,13 @@ def first_alone(prepare, *args):
     return result if first else prepare(*args)
 
 
+def autocast_to(precision, device):
+    """precision: one of PRECISIONS."""
+    if precision == "auto":
+        return autocast(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 class WithLoss(nn.Module):
     """A network and its loss as one module: DistributedDataParallel sees what goes through `forward`."""
 
@@ -108,9 +115,7 @@ class BigTrainer(Trainer):
         torch.manual_seed(step * self.world + self.rank)
 
     def autocast(self):
-        if self.config.precision == "auto":
-            return autocast(self.device)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return autocast_to(self.config.precision, self.device)
 
     def agree(self, minutes, caught):
         """The largest of all processes, so that all take the same learning rate and stop at the same step."""
@@ -139,6 +144,6 @@ class BigTrainer(Trainer):
 def checkpoint_activations(network):
     """Keep only the inputs of each block for the way back, where the rest is computed again: less memory, a
     third more time (Chen et al. 2016)."""
-    unet = network.unet
+    unet = getattr(network, "unet", network)  # lesson 1's is one itself
     for block in [*unet.down, unet.middle, *unet.up]:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

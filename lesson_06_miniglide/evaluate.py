@@ -8,7 +8,6 @@
 The last is the report's Table 3. Samples are kept in --out with their captions; interrupted, it goes on.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +18,7 @@ import tyro
 
 from common.command import UserError, check_choice, run_command
 from common.evaluation import fid_between, kid_between
-from common.runs import describe_machine, make_folder, write_atomically
+from common.runs import describe_machine, make_folder, write_json
 from common.sampling import write_npz
 from lesson_06_miniglide import shapes
 from lesson_06_miniglide.captioned_images import as_batch, drawn_shapes, load_images
@@ -180,16 +179,8 @@ def main(config):
     features_of = FEATURES[config.features]() if data else None
     make_folder(config.out, "--out")
     rows = []
-    settings = (
-        "guidance_scale",
-        "steps",
-        "sampler",
-        "resize",
-        "features",
-        "seed",
-        "upsampler",
-        "noise_level",
-    )
+    settings = ("guidance_scale", "steps", "sampler", "resize", "features", "seed")
+    settings += ("upsampler", "noise_level")
     settings = {name: getattr(config, name) for name in settings} | {"resize_filter": "bicubic"}
     for checkpoint, generator in zip(config.checkpoint or ("shipped",), generators):
         if data:
@@ -198,8 +189,7 @@ def main(config):
             measured = check_shapes(generator, config)
         rows.append({"checkpoint": checkpoint, **settings, **measured})
         print("  ".join(f"{k} {v}" for k, v in rows[-1].items()))
-    text = json.dumps({"rows": rows, "machine": describe_machine()}, indent=1) + "\n"
-    write_atomically(Path(config.out) / "evaluation.json", lambda path: path.write_text(text))
+    write_json(Path(config.out) / "evaluation.json", {"rows": rows, "machine": describe_machine()})
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_03_adm import exercises as lesson_3
 from lesson_04_text_conditioning import exercises as lesson_4
 from lesson_05_cfg import exercises as lesson_5
+from lesson_06_miniglide import editing_exercises as editing
 from lesson_06_miniglide import exercises as lesson_6
 
 
@@ -183,22 +184,22 @@ WRONG = [
         lambda c, heads, w: heads * (4 * c * c + 2 * c * w),
         "number of heads",
     ),
-    (lesson_6.check_conditioning, lambda x, size, a, e: noisy(x[:, :, ::4, ::4], a, e), "fifteen are lost"),
-    (lesson_6.check_conditioning, lambda x, size, a, e: avg_pool2d(x, 4) + (1 - a) ** 0.5 * e, "fainter"),
-    (lesson_6.check_conditioning, lambda x, size, a, e: noisy(x, a, unit(x)), "made small|must be"),
-    (lesson_6.check_repaint, lambda x, image, known, a, e: torch.where(known > 0, image, x), "no noise"),
+    (editing.check_conditioning, lambda x, size, a, e: noisy(x[:, :, ::4, ::4], a, e), "fifteen are lost"),
+    (editing.check_conditioning, lambda x, size, a, e: avg_pool2d(x, 4) + (1 - a) ** 0.5 * e, "fainter"),
+    (editing.check_conditioning, lambda x, size, a, e: noisy(x, a, unit(x)), "made small|must be"),
+    (editing.check_repaint, lambda x, image, known, a, e: torch.where(known > 0, image, x), "no noise"),
     (
-        lesson_6.check_repaint,
+        editing.check_repaint,
         lambda x, image, known, a, e: torch.where(known > 0, x, noisy(image, a, e)),
         "changed places",
     ),
-    (lesson_6.check_repaint, lambda x, image, known, a, e: noisy(image, a, e), "what was drawn"),
-    (lesson_6.check_half_way, lambda x, s, a, e: (round(s * 100), x), "counts from 0"),
-    (lesson_6.check_half_way, lambda x, s, a, e: (round((1 - s) * 100) - 1, x), "changes little"),
-    (lesson_6.check_half_way, lambda x, s, a, e: (round(s * 100) - 1, e), "noise alone"),
-    (lesson_6.check_clip_loss, lambda *args: clip_loss(*args, normalize=lambda x: x), "length 1"),
-    (lesson_6.check_clip_loss, lambda *args: clip_loss(*args, ways=1), "one question"),
-    (lesson_6.check_clip_loss, lambda x, y, scale: clip_loss(x, y, 1 / scale), "multiplied"),
+    (editing.check_repaint, lambda x, image, known, a, e: noisy(image, a, e), "what was drawn"),
+    (editing.check_half_way, lambda x, s, a, e: (round(s * 100), x), "counts from 0"),
+    (editing.check_half_way, lambda x, s, a, e: (round((1 - s) * 100) - 1, x), "changes little"),
+    (editing.check_half_way, lambda x, s, a, e: (round(s * 100) - 1, e), "noise alone"),
+    (editing.check_clip_loss, lambda *args: clip_loss(*args, normalize=lambda x: x), "length 1"),
+    (editing.check_clip_loss, lambda *args: clip_loss(*args, ways=1), "one question"),
+    (editing.check_clip_loss, lambda x, y, scale: clip_loss(x, y, 1 / scale), "multiplied"),
 ]
 
 
@@ -209,7 +210,9 @@ def test_a_wrong_answer_gets_a_line_that_helps(check, answer, help):
 
 
 @pytest.mark.parametrize(
-    "lesson", [lesson_1, lesson_2, lesson_3, lesson_4, lesson_5, lesson_6], ids=lambda lesson: lesson.__name__
+    "lesson",
+    [lesson_1, lesson_2, lesson_3, lesson_4, lesson_5, lesson_6, editing],
+    ids=lambda lesson: lesson.__name__,
 )
 def test_an_untouched_exercise_is_still_to_do(lesson, capsys):
     run_checks(lesson.CHECKS)
