@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from lesson_01_ddpm.unet import Downsample, UNet, UNetConfig, Upsample, conv, zero
+from lesson_01_ddpm.unet import Downsample, UNet, UNetConfig, Upsample, attend, conv, zero
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,29 @@ class MultiHeadAttention(nn.Module):
         self.proj = zero(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x, emb, context):
-        pixels = rearrange(self.norm(x), "n c h w -> n c (h w)")
-        q, k, v = split_heads(self.qkv(pixels), self.heads, 3)
+        pixels = rearrange(self.norm(x), "n c h w -> n (h w) c")
+        q, k, v = split_heads(at_places(self.qkv, pixels), self.heads, 3)
         k, v = self.look_further(k, v, context)
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj(rearrange(attended, "n heads pixels d -> n (heads d) pixels")).view_as(x)
+        attended = attend(q, k, v)
+        attended = at_places(self.proj, rearrange(attended, "n heads pixels d -> n pixels (heads d)"))
+        return x + rearrange(attended, "n (h w) c -> n c h w", h=x.shape[2])
 
     def look_further(self, k, v, context):
         """The keys and values to attend to, [N, heads, places, d]: here the image's own."""
         return k, v
 
 
+def at_places(conv, x):
+    """A convolution of width 1 as what it is, a linear map at every place: [N, places, C_in] -> [..., C_out].
+
+    With the channels last the heads' vectors are contiguous, as fused attention wants them.
+    """
+    return F.linear(x, conv.weight.squeeze(2), conv.bias)
+
+
 def split_heads(x, heads, parts):
-    """[N, heads * parts * d, places] -> `parts` tensors [N, heads, places, d]."""
-    return rearrange(x, "n (heads parts d) places -> parts n heads places d", heads=heads, parts=parts)
+    """[N, places, heads * parts * d] -> `parts` tensors [N, heads, places, d]."""
+    return rearrange(x, "n places (heads parts d) -> parts n heads places d", heads=heads, parts=parts)
 
 
 def adm_unet(config, attention=MultiHeadAttention):

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from lesson_01_ddpm.unet import HalfUNet
-from lesson_03_adm.adm_unet import ADMConfig, MultiHeadAttention, ResBlock, res_down, split_heads
+from lesson_01_ddpm.unet import HalfUNet, attend
+from lesson_03_adm.adm_unet import ADMConfig, MultiHeadAttention, ResBlock, at_places, res_down, split_heads
 
 NETWORK = ADMConfig(channel_mult=(0.5, 1, 2, 2), attention_resolutions=(8, 4), num_head_channels=32)
 
@@ -22,10 +22,10 @@ class AttentionPool(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, h):
-        h = rearrange(h, "n c h w -> n c (h w)")
-        h = torch.cat([h.mean(2, keepdim=True), h], 2) + self.position
-        q, k, v = split_heads(self.qkv(h), self.heads, 3)
-        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)
+        h = rearrange(h, "n c h w -> n (h w) c")
+        h = torch.cat([h.mean(1, keepdim=True), h], 1) + self.position.T
+        q, k, v = split_heads(at_places(self.qkv, h), self.heads, 3)
+        pooled = attend(q[:, :, :1], k, v)
         return self.proj(rearrange(pooled, "n heads 1 d -> n (heads d)"))
 
 

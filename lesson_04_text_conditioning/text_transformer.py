@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from lesson_01_ddpm.unet import zero
+from lesson_01_ddpm.unet import attend, zero
 from lesson_03_adm.adm_unet import split_heads
 
 
@@ -33,7 +33,7 @@ class Text(NamedTuple):
     """An encoded caption, all that the UNet needs of it."""
 
     embedding: torch.Tensor  # [N, emb_channels], added to the timestep's
-    states: torch.Tensor  # [N, width, context], for the attention layers
+    states: torch.Tensor  # [N, context, width], for the attention layers
 
 
 class TransformerBlock(nn.Module):
@@ -47,8 +47,7 @@ class TransformerBlock(nn.Module):
         self.fc_1, self.fc_2 = nn.Linear(width, 4 * width), zero(nn.Linear(4 * width, width))
 
     def forward(self, x):
-        qkv = rearrange(self.qkv(self.ln_1(x)), "n places c -> n c places")
-        attended = F.scaled_dot_product_attention(*split_heads(qkv, self.heads, 3))
+        attended = attend(*split_heads(self.qkv(self.ln_1(x)), self.heads, 3))
         x = x + self.proj(rearrange(attended, "n heads places d -> n places (heads d)"))
         return x + self.fc_2(F.gelu(self.fc_1(self.ln_2(x))))
 
@@ -79,4 +78,4 @@ class TextTransformer(nn.Module):
             x = block(x)
         x = self.final_ln(x)
         # The last position, often a padding one, has looked at all the others: it stands for the whole.
-        return Text(self.proj(x[:, -1]), rearrange(x, "n places c -> n c places"))
+        return Text(self.proj(x[:, -1]), x)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lesson_03_adm.adm_unet import MultiHeadAttention, adm_unet, split_heads
+from lesson_03_adm.adm_unet import MultiHeadAttention, adm_unet, at_places, split_heads
 
 
 class TextAttention(MultiHeadAttention):
@@ -17,7 +17,7 @@ class TextAttention(MultiHeadAttention):
         self.text_kv = nn.Conv1d(text_width, 2 * channels, 1)  # head by head: its k, its v
 
     def look_further(self, k, v, context):
-        text_k, text_v = split_heads(self.text_kv(context), self.heads, 2)
+        text_k, text_v = split_heads(at_places(self.text_kv, context), self.heads, 2)
         return torch.cat([text_k, k], 2), torch.cat([text_v, v], 2)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import nn
 from tqdm import tqdm
 
@@ -52,7 +51,7 @@ class OutsideText(nn.Module):
 
     def forward(self, states, mask):
         x = torch.where(mask[..., None], self.into(states.float()), self.padding_embedding)
-        return Text(self.proj(x.mean(1)), rearrange(x, "n places c -> n c places"))
+        return Text(self.proj(x.mean(1)), x)
 
 
 class FrozenEncoder:

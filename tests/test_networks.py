@@ -116,9 +116,9 @@ def test_text_attention_is_one_softmax_over_tokens_and_pixels():
     config = replace(TINY, num_head_channels=32)
     layer = TextAttention(32, config, text_width=8)
     torch.nn.init.normal_(layer.proj.weight, std=0.2)
-    x, states = torch.randn(2, 32, 4, 4), torch.randn(2, 8, 5)
+    x, states = torch.randn(2, 32, 4, 4), torch.randn(2, 5, 8)
     q, k, v = layer.qkv(layer.norm(x).flatten(2)).chunk(3, 1)
-    text_k, text_v = layer.text_kv(states).chunk(2, 1)
+    text_k, text_v = layer.text_kv(states.mT).chunk(2, 1)
     k, v = torch.cat([k, text_k], 2), torch.cat([v, text_v], 2)
     weights = F.softmax(torch.einsum("ncp,ncq->npq", q, k) / 32**0.5, -1)
     expected = x.flatten(2) + layer.proj(torch.einsum("npq,ncq->ncp", weights, v))
@@ -129,10 +129,10 @@ def test_attention_maps_are_the_weights_that_the_layer_uses():
     """With values that are 1 for one token and 0 elsewhere, attention's output is that token's weight."""
     torch.manual_seed(0)
     layer = TextAttention(32, replace(TINY, num_head_channels=32), text_width=8)
-    x, states, token = torch.randn(2, 32, 4, 4), torch.randn(2, 8, 5), 3
+    x, states, token = torch.randn(2, 32, 4, 4), torch.randn(2, 5, 8), 3
 
     def only_the_token(k, v, context):
-        text_k = layer.text_kv(context)[:, None, :32].transpose(2, 3)
+        text_k = layer.text_kv(context.mT)[:, None, :32].transpose(2, 3)
         values = torch.zeros(2, 1, 5 + 16, 32)
         values[:, :, token] = 1
         return torch.cat([text_k, k], 2), values

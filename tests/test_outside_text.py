@@ -46,7 +46,7 @@ def test_padding_replaces_what_the_encoder_says_there():
     text = OutsideConfig("x", 16, 4, 8).new_encoder(12)
     states, mask = torch.randn(2, 4, 16), torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]).bool()
     before = text(states, mask)
-    assert before.embedding.shape == (2, 12) and before.states.shape == (2, 8, 4)
+    assert before.embedding.shape == (2, 12) and before.states.shape == (2, 4, 8)
     after = text(torch.where(mask[..., None], states, states + 1), mask)
     assert torch.equal(before.states, after.states) and torch.equal(before.embedding, after.embedding)
     assert not torch.allclose(before.embedding[0], text(states + 1, mask).embedding[0])
