@@ -44,8 +44,9 @@ def check_flags(config):
     for field in fields(config):
         value = getattr(config, field.name)
         flag = "--" + field.name.replace("_", "-")
-        if field.name in POSITIVE and value is not None and not value > 0:
-            raise UserError(f"{flag} is {value}; it must be greater than zero")
+        for number in value if isinstance(value, tuple) else (value,):
+            if field.name in POSITIVE and number is not None and not number > 0:
+                raise UserError(f"{flag} is {number}; it must be greater than zero")
         if field.name == "seed" and not 0 <= value < 2**31:
             raise UserError(f"{flag} is {value}; it must lie between 0 and 2147483647")
         if field.name in SHARES and not 0 <= value <= 1:

@@ -7,6 +7,9 @@ strikes all alike.
     lesson_01, lesson_03, lesson_05   what these lessons train on digits
     tiny, report, glide               presets of lesson 6
 
+--growth times nothing: it counts what the presets cost at 64 to 256 pixels, and what batch fits which GPU,
+without and with checkpointing of activations.
+
 --against takes a .py file that stands for another implementation: with `new_network(image_shape)`, a module,
 and `call(network, x_t, t)`, its eps_hat. against_diffusers.py and against_denoising_diffusion.py are two.
 """
@@ -37,6 +40,7 @@ from lesson_03_adm.adm_unet import ClassUNet
 from lesson_04_text_conditioning import captioned_mnist
 from lesson_06_miniglide import train
 from lesson_06_miniglide.big_trainer import BigTrainer, autocast_to
+from lesson_06_miniglide.growth import growth
 from lesson_06_miniglide.presets import IMAGE_SIZE, PRESETS, new_diffusion, new_network
 
 STATUS = Path("/proc/self/status")
@@ -53,7 +57,8 @@ class Config:
 
     networks: tyro.conf.Positional[tuple[str, ...]] = ("lesson_03", "lesson_05", "tiny")
     against: tuple[str, ...] = ()  # adapter files; their networks get images like the first network's
-    batch_size: int = 8
+    batch_size: tuple[int, ...] = (8,)  # several: each is timed
+    growth: bool = False  # FLOPs and memory of the presets, counted and not timed
     rounds: int = 7  # steps timed of each network, after one that is not
     fp32: bool = False  # no bf16, where the machine is fast at it
     compile: bool = False  # all networks by torch.compile
@@ -275,7 +280,20 @@ def measure(work, config, best):
     return rows
 
 
+def show(rows):
+    print(aligned([list(rows[0]), *(row.values() for row in rows)]))
+
+
+def grow(config):
+    rows = growth()
+    show(rows)
+    if config.out:
+        write_json(config.out, {"rows": rows})
+
+
 def main(config):
+    if config.growth:
+        return grow(config)
     for name in config.networks:
         check_choice("network", name, IMAGE_SHAPES)
     for path in config.against:
@@ -285,8 +303,9 @@ def main(config):
     device = pick_device(config.device)
     with autocast_to(precision(config), device):
         best = limits["bfloat16" if torch.is_autocast_enabled(device.type) else "float32"]
-    rows = [row for work in WORK for row in measure(work, config, best)]
-    print(aligned([list(rows[0]), *(row.values() for row in rows)]))
+    batches = [replace(config, batch_size=n) for n in config.batch_size]
+    rows = [row for work in WORK for batch in batches for row in measure(work, batch, best)]
+    show(rows)
     if config.out:
         write_json(config.out, {"machine": describe_machine(), "at_best": limits, "rows": rows})
 

@@ -7,6 +7,7 @@ import torch
 
 from common.command import run_command
 from lesson_06_miniglide import benchmark
+from lesson_06_miniglide.growth import Cost, cost, kept_bytes, network_for
 
 ADAPTER = """
 from torch import nn
@@ -56,6 +57,7 @@ def test_what_takes_turns_is_called_equally_often_and_the_first_time_does_not_co
         ("def new_network(:", [], "cannot be used"),
         (None, [], "cannot be used"),
         (ADAPTER, ["--rounds", "0"], "--rounds is 0"),
+        (ADAPTER, ["--batch-size", "8", "0"], "--batch-size is 0"),
     ],
 )
 def test_bad_input_is_one_line(text, flags, said, tmp_path, capsys):
@@ -65,3 +67,36 @@ def test_bad_input_is_one_line(text, flags, said, tmp_path, capsys):
         run("lesson_01", "--against", str(tmp_path / "mine.py"), *flags)
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.count("\n") == 1 and said in error
+
+
+@pytest.fixture(scope="module")
+def tiny_cost():
+    return cost("tiny")
+
+
+def test_counted_flops_are_those_of_a_real_call(tiny_cost):
+    config = benchmark.Config(networks=("tiny",), batch_size=1, device="cpu")
+    assert tiny_cost.flops == benchmark.flops_an_image("tiny", "sampling", config)
+
+
+def test_kept_memory_is_linear_in_the_batch_and_that_of_a_real_call(tiny_cost):
+    network = network_for("tiny", 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        for n in (1, 3):
+            expected = tiny_cost.fixed_bytes - 20 * tiny_cost.parameters + n * tiny_cost.bytes_an_image
+            assert kept_bytes(network, 64, n) == pytest.approx(expected, rel=0.03)
+
+
+def test_attention_is_all_of_a_resolution_s_attention_layers():
+    """Of `tiny` at 16x16: q, k, v, the way out, keys and values of 24 tokens, and two products."""
+    c, places, tokens, width = 48, 256, 24, 64
+    a_layer = places * 4 * c * c + tokens * 2 * c * width + 2 * places * (places + tokens) * c
+    layers = sum(1 for m in network_for("tiny", 64).unet.modules() if hasattr(m, "text_kv"))
+    sixteen = cost("tiny").attention[16]
+    assert sixteen % (2 * a_layer) == 0 and 0 < sixteen // (2 * a_layer) < layers
+
+
+def test_the_batch_that_fits():
+    with_room = Cost(0, 0, {}, fixed_bytes=4_000_000_000, bytes_an_image=100_000_000)
+    assert with_room.batch_that_fits(8) == 32  # 0.9 * 8 GB less 4 GB
+    assert with_room.batch_that_fits(4) == 0

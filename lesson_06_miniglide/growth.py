@@ -1,0 +1,127 @@
+"""What lesson 6's networks cost at any size, counted and not run: FLOPs, memory, the batch that fits a GPU.
+
+Everything happens on fake tensors, which have shapes and no numbers: 385 million parameters at 256x256 pixels
+take seconds and no memory.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from lesson_03_adm.adm_unet import MultiHeadAttention
+from lesson_06_miniglide.big_trainer import checkpoint_activations
+from lesson_06_miniglide.presets import IMAGE_SIZE, PRESETS, new_network
+
+IMAGE_SIZES = (64, 128, 256)
+GPU_GB = (8, 16, 24, 80)
+BYTES_A_PARAMETER = 20  # fp32: the weight, its gradient, AdamW's two moments, its average
+USABLE = 0.9  # of a GPU's memory: the rest goes to what lives shortly, and to gaps
+
+
+class Cost(NamedTuple):
+    parameters: int
+    flops: int  # of one call of the network for one image
+    attention: dict  # pixels of a side -> FLOPs of the attention layers there
+    fixed_bytes: int  # training, whatever the batch
+    bytes_an_image: int  # kept for the way back
+
+    def batch_that_fits(self, gigabytes):
+        """Images a training step can take at once in so much memory; 0 if not even the weights fit."""
+        return max(0, int((USABLE * gigabytes * 1e9 - self.fixed_bytes) // self.bytes_an_image))
+
+
+def cost(preset, image_size=IMAGE_SIZE, checkpointing=False):
+    """The Cost of a preset under bf16, for images of another size if asked.
+
+    Its number of resolutions stays, and attention where it was in pixels: 256x256 is not halved down to 8x8.
+    """
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
+        network = network_for(preset, image_size)
+        if checkpointing:
+            checkpoint_activations(network)
+        parameters = sum(p.numel() for p in network.parameters())
+        flops, attention = count_flops(network, image_size)
+        one, two = (kept_bytes(network, image_size, n) for n in (1, 2))
+    fixed = BYTES_A_PARAMETER * parameters + 2 * one - two
+    return Cost(parameters, flops, attention, fixed, two - one)
+
+
+def network_for(preset, image_size):
+    network, text, *_ = PRESETS[preset]
+    patch = IMAGE_SIZE // network.image_size
+    return new_network(preset, replace(network, image_size=image_size // patch), text, torch.ones(1000) / 2)
+
+
+def inputs(network, image_size, n):
+    """x_t, t, tokens, mask."""
+    x_t = torch.randn(n, 3, image_size, image_size)
+    tokens = torch.zeros(n, network.text_config.context, dtype=torch.long)
+    return x_t, tokens[:, 0], tokens, tokens == 0
+
+
+def count_flops(network, image_size):
+    """(FLOPs of a call for one image, pixels of a side -> those of its attention layers)."""
+    x_t, t, *caption = inputs(network, image_size, 1)
+    text, before, attention = network.encode_text(*caption), {}, {}
+    counter = FlopCounterMode(display=False)
+
+    def enter(layer, args):
+        before[layer] = counter.get_total_flops()
+
+    def leave(layer, args, output):
+        side = output.shape[-1]
+        attention[side] = attention.get(side, 0) + counter.get_total_flops() - before[layer]
+
+    layers = [m for m in network.modules() if isinstance(m, MultiHeadAttention)]
+    hooks = [m.register_forward_pre_hook(enter) for m in layers]
+    hooks += [m.register_forward_hook(leave) for m in layers]
+    with counter, torch.no_grad():
+        network(x_t, t, text)
+    for hook in hooks:
+        hook.remove()
+    return counter.get_total_flops(), attention
+
+
+def kept_bytes(network, image_size, n):
+    """What autograd keeps of a call for n images, without the weights themselves."""
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    x_t, t, *caption = inputs(network, image_size, n)
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = network(x_t, t, network.encode_text(*caption))  # alive, and with it all that is kept
+        return sum(kept.values()) if output.requires_grad else 0
+
+
+def growth():
+    """A row for each preset and size of image; the batches that fit without and with checkpointing."""
+    rows = []
+    for preset in ("tiny", "report", "glide"):
+        for image_size in IMAGE_SIZES:
+            plain, checkpointed = (cost(preset, image_size, c) for c in (False, True))
+            shares = {f"attention_{side}": plain.attention.get(side, 0) / plain.flops for side in (32, 16, 8)}
+            fits = {f"fits_{gb}_gb": [c.batch_that_fits(gb) for c in (plain, checkpointed)] for gb in GPU_GB}
+            rows.append(
+                {
+                    "network": preset,
+                    "pixels": image_size,
+                    "parameters": plain.parameters,
+                    "gflop_an_image": plain.flops / 1e9,
+                    **shares,
+                    "gb_without_images": plain.fixed_bytes / 1e9,
+                    "mb_an_image": plain.bytes_an_image / 1e6,
+                    "mb_checkpointed": checkpointed.bytes_an_image / 1e6,
+                    **fits,
+                }
+            )
+    return rows
