@@ -10,6 +10,9 @@ strikes all alike.
 --growth times nothing: it counts what the presets cost at 64 to 256 pixels, and what batch fits which GPU,
 without and with checkpointing of activations.
 
+--data-dir, a folder of photos, also times how they are loaded, from the cache and decoded at each access, and
+says what share of a training step is spent on it.
+
 --against takes a .py file that stands for another implementation: with `new_network(image_shape)`, a module,
 and `call(network, x_t, t)`, its eps_hat. against_diffusers.py and against_denoising_diffusion.py are two.
 """
@@ -40,6 +43,7 @@ from lesson_03_adm.adm_unet import ClassUNet
 from lesson_04_text_conditioning import captioned_mnist
 from lesson_06_miniglide import train
 from lesson_06_miniglide.big_trainer import BigTrainer, autocast_to
+from lesson_06_miniglide.data_speed import data_rates
 from lesson_06_miniglide.growth import growth
 from lesson_06_miniglide.presets import IMAGE_SIZE, PRESETS, new_diffusion, new_network
 
@@ -58,6 +62,8 @@ class Config:
     networks: tyro.conf.Positional[tuple[str, ...]] = ("lesson_03", "lesson_05", "tiny")
     against: tuple[str, ...] = ()  # adapter files; their networks get images like the first network's
     batch_size: tuple[int, ...] = (8,)  # several: each is timed
+    data_dir: str | None = None  # photos to load, as train.py takes them
+    dogs: bool = False  # they are Stanford Dogs
     growth: bool = False  # FLOPs and memory of the presets, counted and not timed
     rounds: int = 7  # steps timed of each network, after one that is not
     fp32: bool = False  # no bf16, where the machine is fast at it
@@ -281,7 +287,8 @@ def measure(work, config, best):
 
 
 def show(rows):
-    print(aligned([list(rows[0]), *(row.values() for row in rows)]))
+    columns = list(rows[0])  # not all rows have all that the first has
+    print(aligned([columns, *([row.get(name) for name in columns] for row in rows)]))
 
 
 def grow(config):
@@ -305,9 +312,17 @@ def main(config):
         best = limits["bfloat16" if torch.is_autocast_enabled(device.type) else "float32"]
     batches = [replace(config, batch_size=n) for n in config.batch_size]
     rows = [row for work in WORK for batch in batches for row in measure(work, batch, best)]
+    content = {"machine": describe_machine(), "at_best": limits, "rows": rows}
+    if config.data_dir:
+        content["images_a_second"] = rates = data_rates(config)
+        for row in rows:
+            if row["work"] == "training":
+                loading = row["batch"] / rates["cache"]
+                row["waits_for_data"] = loading / (loading + row["seconds"])
+        print("images/s: " + ", ".join(f"{name} {value:,.0f}" for name, value in rates.items()))
     show(rows)
     if config.out:
-        write_json(config.out, {"machine": describe_machine(), "at_best": limits, "rows": rows})
+        write_json(config.out, content)
 
 
 if __name__ == "__main__":

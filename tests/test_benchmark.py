@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from common.command import run_command
 from lesson_06_miniglide import benchmark
@@ -41,6 +42,20 @@ def test_a_table_with_another_implementation_beside_ours(tmp_path, capsys):
     for row in rows.values():
         assert row["images_a_second"] == pytest.approx(2 / row["seconds"]) and row["of_ceiling"] > 0
     assert content["at_best"]["float32"] > 0 and "against" not in capsys.readouterr().err
+
+
+def test_loading_is_timed_and_set_against_a_training_step(tmp_path):
+    for i in range(6):
+        Image.new("RGB", (80, 60), (40 * i, 0, 0)).save(tmp_path / f"{i}.jpg")
+        (tmp_path / f"{i}.txt").write_text("a colour")
+    flags = ["--data-dir", str(tmp_path), "--batch-size", "2", "--rounds", "1"]
+    run("tiny", *flags, "--out", str(tmp_path / "speed.json"))
+    content = json.loads((tmp_path / "speed.json").read_text())
+    training, sampling = content["rows"]
+    loading = 2 / content["images_a_second"]["cache"]
+    assert training["waits_for_data"] == pytest.approx(loading / (loading + training["seconds"]))
+    assert "waits_for_data" not in sampling and content["images_a_second"]["decoded on access"] > 0
+    assert not (tmp_path / ".cache").exists()
 
 
 def test_what_takes_turns_is_called_equally_often_and_the_first_time_does_not_count():
