@@ -15,10 +15,19 @@ class TextAttention(MultiHeadAttention):
     def __init__(self, channels, config, text_width):
         super().__init__(channels, config)
         self.text_kv = nn.Conv1d(text_width, 2 * channels, 1)  # head by head: its k, its v
+        self.kept = None  # while sampling: the text, its keys and values
 
     def look_further(self, k, v, context):
-        text_k, text_v = split_heads(at_places(self.text_kv, context), self.heads, 2)
+        text_k, text_v = self.keys_and_values(context)
         return torch.cat([text_k, k], 2), torch.cat([text_v, v], 2)
+
+    def keys_and_values(self, context):
+        """The text's. Sampling asks with one text at every step: they are kept until another comes."""
+        if self.kept and self.kept[0] is context and not torch.is_grad_enabled():
+            return self.kept[1]
+        text_kv = split_heads(at_places(self.text_kv, context), self.heads, 2)
+        self.kept = None if torch.is_grad_enabled() else (context, text_kv)
+        return text_kv
 
 
 class TextUNet(nn.Module):

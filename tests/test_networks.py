@@ -125,6 +125,24 @@ def test_text_attention_is_one_softmax_over_tokens_and_pixels():
     torch.testing.assert_close(layer(x, None, states), expected.view_as(x), rtol=1e-4, atol=1e-5)
 
 
+def test_the_text_s_keys_and_values_are_computed_once_a_prompt(monkeypatch):
+    torch.manual_seed(0)
+    layer = TextAttention(32, replace(TINY, num_head_channels=32), text_width=8)
+    torch.nn.init.normal_(layer.proj.weight, std=0.2)
+    x, first, second = torch.randn(2, 32, 4, 4), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    expected = [layer(x, None, states).detach() for states in (first, second)]  # with gradients: always anew
+    asked = []
+    linear = F.linear
+    monkeypatch.setattr(F, "linear", lambda *args: asked.append(args[1].shape[1]) or linear(*args))
+    with torch.no_grad():
+        found = [layer(x, None, states) for states in (first, first, first, second, first.clone())]
+    assert asked.count(8) == 3  # the text's width: for first, second and the copy
+    for output, wanted in zip(found, (0, 0, 0, 1, 0)):
+        torch.testing.assert_close(output, expected[wanted], rtol=0, atol=0)
+    layer(x, None, first), layer(x, None, first)
+    assert asked.count(8) == 5 and layer.kept is None
+
+
 def test_attention_maps_are_the_weights_that_the_layer_uses():
     """With values that are 1 for one token and 0 elsewhere, attention's output is that token's weight."""
     torch.manual_seed(0)
