@@ -172,7 +172,8 @@ def held_out(config):
     pairs = {"never shown": held_out_mask().nonzero(), "shown": (~held_out_mask()).nonzero()}
     for name, these in pairs.items():
         experiment.row(measure, these, pairs=name)
-    names = [f"a {COLOURS[colour]} {WORDS[digit]}" for digit, colour in pairs["never shown"].tolist()]
+    caption = WORDINGS["trained"]
+    names = [caption(COLOURS[colour], WORDS[digit]) for digit, colour in pairs["never shown"].tolist()]
     picture = draw(network, tokenizer, names * 4, config)
     experiment.save(label_grid(picture, len(names), column_labels=names))
 
