@@ -8,11 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from common.captions import CAPTIONS
+from lesson_01_ddpm.diffusion import ddpm_sample, loss_at_random_t, loss_simple
 from lesson_01_ddpm.train_mnist import NETWORK as LESSON_1
 from lesson_01_ddpm.unet import UNet, timestep_embedding
+from lesson_02_improved_ddpm.ddim import SAMPLERS, ddim_sample
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_03_adm.adm_unet import ADMConfig, ClassUNet
+from lesson_03_adm.classifier_guidance import classifier_gradient, guide_mean
+from lesson_03_adm.noisy_classifier import NETWORK as NOISY
 from lesson_03_adm.noisy_classifier import NoisyClassifier
 from lesson_04_text_conditioning.attention_maps import recorded, text_weights
 from lesson_04_text_conditioning.captioned_mnist import ADM, denoiser_of_prompts
@@ -21,7 +25,7 @@ from lesson_04_text_conditioning.text_unet import TextAttention, TextUNet
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
 from lesson_04_text_conditioning.velocity import VelocityUNet, loss_velocity
 from lesson_05_cfg.dpm_solver import dpm_solver_sample
-from lesson_05_cfg.guidance import guided
+from lesson_05_cfg.guidance import dynamic_threshold, guided
 
 TINY = replace(ADM, num_channels=16, channel_mult=(1, 2), attention_resolutions=(16,), num_head_channels=16)
 
@@ -97,6 +101,32 @@ def test_output_starts_at_zero_and_has_the_right_shape():
     network = UNet(replace(LESSON_1, in_channels=3, out_channels=6))
     output = network(torch.randn(2, 3, 32, 32), torch.tensor([0, 999]))
     assert output.shape == (2, 6, 32, 32) and not output.any()
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_every_lesson_learns_and_draws_gray_and_colour(c, tokenizer):
+    """Each lesson's network, loss and samplers, on images of 1 and of 3 channels."""
+    torch.manual_seed(0)
+    process, small = new_diffusion(), replace(TINY, in_channels=c, out_channels=2 * c)
+    x_0, y = torch.rand(2, c, 32, 32) * 2 - 1, torch.tensor([3, 7])
+    tokens, mask = tokenizer.encode(["a red seven", ""])
+    gray = UNet(replace(LESSON_1, in_channels=c, out_channels=c))
+    by_class = partial(ClassUNet(small), y=y)
+    reads = VelocityUNet(small, TextConfig(tokenizer.vocab_size, tokenizer.context), process.alpha_bar)
+    text, empty = reads.encode_text(tokens, mask), reads.encode_text(tokens, mask & False)
+    classifier = NoisyClassifier(replace(NOISY, in_channels=c))
+    lead = guide_mean(classifier_gradient(classifier, y, 1.0))
+    few = process.evenly(3)
+    for denoiser, loss, sampler in (
+        (gray, loss_simple, ddpm_sample),
+        (by_class, loss_hybrid, ddim_sample),
+        (by_class, loss_hybrid, partial(SAMPLERS["ddpm"], guide=lead)),
+        (partial(reads, text=text), loss_velocity, dpm_solver_sample),
+        (guided(reads, text, empty, 3), loss_velocity, partial(ddim_sample, bound=dynamic_threshold)),
+    ):
+        assert loss_at_random_t(loss, process, denoiser, x_0).isfinite().all()
+        *_, last = sampler(few, denoiser, torch.randn_like(x_0), generator=torch.Generator())
+        assert last.x_prev.shape == x_0.shape and last.x_prev.isfinite().all()
 
 
 def test_timestep_embedding_tells_all_timesteps_apart():
