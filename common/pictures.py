@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 from torchvision.utils import make_grid
 
@@ -107,6 +108,11 @@ def curves(lines, x_label, y_label):
     axes = figure.subplots()
     for name, points in lines.items():
         axes.loglog(*zip(*points), "o-", markersize=3, label=name)
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     axes.set(xlabel=x_label, ylabel=y_label)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
