@@ -118,7 +118,7 @@ def samplers(config):
         for steps in STEPS:
             measure = partial(experiment.measure, sampler=sampler)
             row = experiment.row(measure, at_scale(BEST), steps, sampler=name, steps=steps)
-            if row["n"] > few:
+            if row["n"] == config.num_samples:
                 lines.setdefault(name, []).append((row["seconds_a_sample"], row["fid"]))
     experiment.save(curves(lines, "seconds a sample", f"FID of {config.num_samples} samples"))
 
