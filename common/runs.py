@@ -39,7 +39,7 @@ def write_atomically(path, write):
 def write_json(path, content, **settings):
     """settings: of json.dumps."""
     text = json.dumps(content, indent=1, **settings) + "\n"
-    write_atomically(path, lambda part: part.write_text(text))
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def make_folder(folder, flag):

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from common.command import UserError, check_choice
-from common.runs import make_folder, read_json, write_atomically
+from common.runs import make_folder, read_json, write_atomically, write_json
 from lesson_06_miniglide.sources import NOT_DOWNLOADED, fingerprint, list_files, read_records
 
 try:
@@ -93,7 +93,7 @@ def begin(folder, settings):
     if not (same and whole):
         for name in ("manifest.json", "chunks.jsonl", "images.uint8"):
             (folder / name).unlink(missing_ok=True)
-        write_atomically(path, lambda part: part.write_text(json.dumps(settings, indent=1)))
+        write_json(path, settings)
     return (folder / "manifest.json").exists()
 
 
@@ -143,8 +143,7 @@ def build(folder, data_dir, records, settings):
     counts = {"records": sum(c["records"] for c in chunks), "images": min(count, limit)}
     counts["minutes"] = (time.monotonic() - started) / 60
     names = {kind: by_note(pair for c in chunks for pair in c[kind]) for kind in ("skipped", "converted")}
-    text = json.dumps(settings | counts | names, indent=1, ensure_ascii=False)
-    write_atomically(folder / "manifest.json", lambda part: part.write_text(text, encoding="utf-8"))
+    write_json(folder / "manifest.json", settings | counts | names, ensure_ascii=False)
     print(in_words(counts | names))
 
 
