@@ -80,12 +80,16 @@ class MultiHeadAttention(nn.Module):
         self.proj = zero(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x, emb, context):
-        pixels = rearrange(self.norm(x), "n c h w -> n (h w) c")
-        q, k, v = split_heads(at_places(self.qkv, pixels), self.heads, 3)
+        q, k, v = self.of_pixels(x)
         k, v = self.look_further(k, v, context)
         attended = attend(q, k, v)
         attended = at_places(self.proj, rearrange(attended, "n heads pixels d -> n pixels (heads d)"))
         return x + rearrange(attended, "n (h w) c -> n c h w", h=x.shape[2])
+
+    def of_pixels(self, x):
+        """The pixels' queries, keys and values, each [N, heads, pixels, d]."""
+        pixels = rearrange(self.norm(x), "n c h w -> n (h w) c")
+        return split_heads(at_places(self.qkv, pixels), self.heads, 3)
 
     def look_further(self, k, v, context):
         """The keys and values to attend to, [N, heads, places, d]: here the image's own."""

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 import torch
 from einops import rearrange
 
-from lesson_03_adm.adm_unet import at_places, split_heads
 from lesson_04_text_conditioning.text_unet import TextAttention
 
 
@@ -15,9 +14,7 @@ def text_weights(layer, x, context):
     layer: a TextAttention. x: its input [N, C, H, W]. context: the text's states [N, context, width]. What is
     missing to 1 in the sum over the tokens goes to the other pixels.
     """
-    pixels = rearrange(layer.norm(x), "n c h w -> n (h w) c")
-    q, k, _ = split_heads(at_places(layer.qkv, pixels), layer.heads, 3)
-    text_k, _ = split_heads(at_places(layer.text_kv, context), layer.heads, 2)
+    (q, k, _), (text_k, _) = layer.of_pixels(x), layer.keys_and_values(context)
     scores = q @ torch.cat([text_k, k], 2).transpose(2, 3) / q.shape[-1] ** 0.5
     weights = scores.softmax(-1)[..., : context.shape[1]].mean(1)
     return rearrange(weights, "n (h w) tokens -> n tokens h w", h=x.shape[2])
