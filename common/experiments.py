@@ -144,7 +144,11 @@ def quality(samples, reference, digits=None, colours=None):
 def table_of(path, *columns):
     """The rows of a NAME.json as a text with aligned columns; all columns, or those that are named."""
     rows = read_json(path)["rows"]
-    columns = columns or [name for name in rows[0] if name not in ("seed", "minutes")]
+    return as_table(rows, columns or [name for name in rows[0] if name not in ("seed", "minutes")])
+
+
+def as_table(rows, columns):
+    """The columns of rows, dicts that need not have them all, as a text."""
     return aligned([columns, *([row.get(name) for name in columns] for row in rows)])
 
 

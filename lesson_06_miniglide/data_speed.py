@@ -22,19 +22,19 @@ def decoded(path):
         return np.asarray(image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), BICUBIC))
 
 
-def data_rates(config):
-    """{"cache": images/s, "decoded on access": images/s}: config.data_dir in random batches, each image once.
+def data_rates(data_dir, dogs, batch_size):
+    """{"cache": images/s, "decoded on access": images/s}: a folder's images in random batches, each once.
 
     A cache is read by one thread, as in training; decoding has a thread a core. Raises UserError.
     """
     with TemporaryDirectory() as folder:
-        images, captions = load_cache(config.data_dir, IMAGE_SIZE, dogs=config.dogs, cache_dir=folder)
+        images, captions = load_cache(data_dir, IMAGE_SIZE, dogs=dogs, cache_dir=folder)
         data = captioned_images("", images, captions).tokenized(make_tokenizer(captions, TINY_TEXT))
-        batches = torch.randperm(len(data)).split(config.batch_size[0])
+        batches = torch.randperm(len(data)).split(batch_size)
         cached = rate(data.batch, batches)
-    records = read_records(config.data_dir, list_files(config.data_dir), config.dogs)
-    paths = [Path(config.data_dir) / record.image for record in records if not record.problem]
-    batches = torch.randperm(len(paths)).split(config.batch_size[0])
+    records = read_records(data_dir, list_files(data_dir), dogs)
+    paths = [Path(data_dir) / record.image for record in records if not record.problem]
+    batches = torch.randperm(len(paths)).split(batch_size)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def load(indices):

@@ -22,32 +22,43 @@ BYTES_A_PARAMETER = 20  # fp32: the weight, its gradient, AdamW's two moments, i
 USABLE = 0.9  # of a GPU's memory: the rest goes to what lives shortly, and to gaps
 
 
+class TrainingMemory(NamedTuple):
+    """In bytes: whatever the batch, and for each image of it, kept for the way back."""
+
+    fixed: int
+    an_image: int
+
+    def batch_that_fits(self, gigabytes):
+        """Images a training step can take at once in so much memory; 0 if not even the weights fit."""
+        return max(0, int((USABLE * gigabytes * 1e9 - self.fixed) // self.an_image))
+
+
 class Cost(NamedTuple):
     parameters: int
     flops: int  # of one call of the network for one image
     attention: dict  # pixels of a side -> FLOPs of the attention layers there
-    fixed_bytes: int  # training, whatever the batch
-    bytes_an_image: int  # kept for the way back
-
-    def batch_that_fits(self, gigabytes):
-        """Images a training step can take at once in so much memory; 0 if not even the weights fit."""
-        return max(0, int((USABLE * gigabytes * 1e9 - self.fixed_bytes) // self.bytes_an_image))
+    plain: TrainingMemory
+    checkpointed: TrainingMemory  # with checkpointing of activations
 
 
-def cost(preset, image_size=IMAGE_SIZE, checkpointing=False):
+def cost(preset, image_size=IMAGE_SIZE):
     """The Cost of a preset under bf16, for images of another size if asked.
 
     Its number of resolutions stays, and attention where it was in pixels: 256x256 is not halved down to 8x8.
     """
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
         network = network_for(preset, image_size)
-        if checkpointing:
-            checkpoint_activations(network)
         parameters = sum(p.numel() for p in network.parameters())
         flops, attention = count_flops(network, image_size)
-        one, two = (kept_bytes(network, image_size, n) for n in (1, 2))
-    fixed = BYTES_A_PARAMETER * parameters + 2 * one - two
-    return Cost(parameters, flops, attention, fixed, two - one)
+        plain = training_memory(network, image_size)
+        checkpoint_activations(network)
+        return Cost(parameters, flops, attention, plain, training_memory(network, image_size))
+
+
+def training_memory(network, image_size):
+    one, two = (kept_bytes(network, image_size, n) for n in (1, 2))
+    weights = BYTES_A_PARAMETER * sum(p.numel() for p in network.parameters())
+    return TrainingMemory(weights + 2 * one - two, two - one)
 
 
 def network_for(preset, image_size):
@@ -99,8 +110,8 @@ def kept_bytes(network, image_size, n):
 
     x_t, t, *caption = inputs(network, image_size, n)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = network(x_t, t, network.encode_text(*caption))  # alive, and with it all that is kept
-        return sum(kept.values()) if output.requires_grad else 0
+        network(x_t, t, network.encode_text(*caption))
+    return sum(kept.values())
 
 
 def growth():
@@ -108,19 +119,20 @@ def growth():
     rows = []
     for preset in ("tiny", "report", "glide"):
         for image_size in IMAGE_SIZES:
-            plain, checkpointed = (cost(preset, image_size, c) for c in (False, True))
-            shares = {f"attention_{side}": plain.attention.get(side, 0) / plain.flops for side in (32, 16, 8)}
-            fits = {f"fits_{gb}_gb": [c.batch_that_fits(gb) for c in (plain, checkpointed)] for gb in GPU_GB}
+            found = cost(preset, image_size)
+            plain, checkpointed = found.plain, found.checkpointed
+            shares = {f"attention_{side}": found.attention.get(side, 0) / found.flops for side in (32, 16, 8)}
+            fits = {f"fits_{gb}_gb": [m.batch_that_fits(gb) for m in (plain, checkpointed)] for gb in GPU_GB}
             rows.append(
                 {
                     "network": preset,
                     "pixels": image_size,
-                    "parameters": plain.parameters,
-                    "gflop_an_image": plain.flops / 1e9,
+                    "parameters": found.parameters,
+                    "gflop_an_image": found.flops / 1e9,
                     **shares,
-                    "gb_without_images": plain.fixed_bytes / 1e9,
-                    "mb_an_image": plain.bytes_an_image / 1e6,
-                    "mb_checkpointed": checkpointed.bytes_an_image / 1e6,
+                    "gb_without_images": plain.fixed / 1e9,
+                    "mb_an_image": plain.an_image / 1e6,
+                    "mb_checkpointed": checkpointed.an_image / 1e6,
                     **fits,
                 }
             )

@@ -8,7 +8,7 @@ from PIL import Image
 
 from common.command import run_command
 from lesson_06_miniglide import benchmark
-from lesson_06_miniglide.growth import Cost, cost, kept_bytes, network_for
+from lesson_06_miniglide.growth import TrainingMemory, cost, kept_bytes, network_for
 
 ADAPTER = """
 from torch import nn
@@ -98,20 +98,20 @@ def test_kept_memory_is_linear_in_the_batch_and_that_of_a_real_call(tiny_cost):
     network = network_for("tiny", 64)
     with torch.autocast("cpu", torch.bfloat16):
         for n in (1, 3):
-            expected = tiny_cost.fixed_bytes - 20 * tiny_cost.parameters + n * tiny_cost.bytes_an_image
+            expected = tiny_cost.plain.fixed - 20 * tiny_cost.parameters + n * tiny_cost.plain.an_image
             assert kept_bytes(network, 64, n) == pytest.approx(expected, rel=0.03)
 
 
-def test_attention_is_all_of_a_resolution_s_attention_layers():
+def test_attention_is_all_of_a_resolution_s_attention_layers(tiny_cost):
     """Of `tiny` at 16x16: q, k, v, the way out, keys and values of 24 tokens, and two products."""
     c, places, tokens, width = 48, 256, 24, 64
     a_layer = places * 4 * c * c + tokens * 2 * c * width + 2 * places * (places + tokens) * c
     layers = sum(1 for m in network_for("tiny", 64).unet.modules() if hasattr(m, "text_kv"))
-    sixteen = cost("tiny").attention[16]
+    sixteen = tiny_cost.attention[16]
     assert sixteen % (2 * a_layer) == 0 and 0 < sixteen // (2 * a_layer) < layers
 
 
 def test_the_batch_that_fits():
-    with_room = Cost(0, 0, {}, fixed_bytes=4_000_000_000, bytes_an_image=100_000_000)
+    with_room = TrainingMemory(fixed=4_000_000_000, an_image=100_000_000)
     assert with_room.batch_that_fits(8) == 32  # 0.9 * 8 GB less 4 GB
     assert with_room.batch_that_fits(4) == 0
