@@ -167,8 +167,9 @@ def load_weights(checkpoint, lesson):
     return weights, facts
 
 
-def shipped_weights(lesson):
-    return ROOT / lesson / "pretrained" / f"{lesson}.safetensors"
+def shipped_weights(lesson, name=None):
+    """name: of those of a lesson that ships several; default its own."""
+    return ROOT / lesson / "pretrained" / f"{name or lesson}.safetensors"
 
 
 def newest(path, ending, flag):
@@ -238,5 +239,6 @@ def tensorboard_writer(folder):
 def describe_machine():
     """Hardware and versions, for the record."""
     machine = {"python": platform.python_version(), "torch": torch.__version__}
-    machine |= {"processor": platform.machine(), "cpu_threads": torch.get_num_threads()}
+    threads = torch.get_num_threads() * int(os.environ.get("WORLD_SIZE", 1))  # of all processes of torchrun
+    machine |= {"processor": platform.machine(), "cpu_threads": threads}
     return machine | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})

@@ -6,6 +6,10 @@ writes <lesson>/pretrained (weights in half precision) and <lesson>/results, the
 marked `<!-- results LESSON -->` (`<!-- results ladder -->`: a row a lesson) from the result files.
 `python -m common.ship` alone fills the READMEs again.
 
+    python -m common.ship RUN --name dogs --evaluation evaluation/evaluation.json
+
+ships one of several models of lesson 6: pretrained/dogs.safetensors and results/dogs, with what evaluate.py
+measured of it; its mark in a README is `<!-- results lesson_06_miniglide/dogs -->`.
 """
 
 import csv
@@ -18,6 +22,7 @@ from statistics import fmean
 import tyro
 
 from common.command import run_command
+from common.pictures import loss_curve
 from common.runs import (
     COLUMNS,
     ROOT,
@@ -39,13 +44,19 @@ HEADS = {
     "held_out_both_accuracy": "both right, held-out pairs",
     "confident": "read with confidence > 0.9",
     "fid": "FID",
-    "fid_floor": "FID of real digits",
+    "fid_floor": "FID of real images",
     "kid": "KID",
     "diversity": "diversity (real: 1)",
     "bits_per_dim": "bits/dim",
+    "all_right": "all of the caption right",
+    "all_right_held_out": "the same, held-out pairs",
+    "read_as_dog": "read as a dog",
+    "breed_accuracy": "breed right",
+    "memorised": "memorised (real: 1 %)",
 }
 COUNTS = ("n", "guidance_scale")
 SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
+SHARES += ("all_right", "all_right_held_out", "read_as_dog", "breed_accuracy", "memorised")
 
 
 @dataclass(frozen=True)
@@ -53,34 +64,42 @@ class ShipConfig:
     """Put a finished run in its lesson's folder, and fill the tables of the READMEs."""
 
     run: tyro.conf.Positional[str | None] = None  # the run's folder; without it only the READMEs are filled
+    name: str | None = None  # of the weights, in a lesson that ships several; default the lesson's
+    evaluation: str | None = None  # evaluation.json, where lesson 6's evaluate.py measured the run alone
 
 
 def main(config):
     if config.run:
-        ship(Path(config.run))
+        ship(Path(config.run), config.name, config.evaluation)
     for readme in [ROOT / "README.md", *sorted(ROOT.glob("lesson_*/README.md"))]:
         readme.write_text(filled(readme), encoding="utf-8")
 
 
-def ship(run):
+def ship(run, name=None, evaluation=None):
     info, metrics = read_json(run / "config.json"), read_json(run / "metrics.json")
-    lesson = ROOT / info["lesson"]
-    results = lesson / "results"
-    for folder in (results, lesson / "pretrained"):
-        folder.mkdir(exist_ok=True)
+    results, shipped = results_of(info["lesson"], name), shipped_weights(info["lesson"], name)
+    for folder in (results, shipped.parent):
+        folder.mkdir(exist_ok=True, parents=True)
     weights, facts = load_weights(run, info["lesson"])
-    for private in ("data_dir", "out"):
+    for private in ("data_dir", "cache_dir", "out"):
         facts["config"].pop(private, None)
-    command = re.sub(r" --(data-dir|out) \S+", "", info["command"])
+    command = re.sub(r" --(data-dir|cache-dir|out) \S+", "", info["command"])
     facts, metrics = facts | {"command": command, "metrics": metrics}, metrics | {"command": command}
     metrics |= {"minutes": facts["minutes"], "steps": facts["step"]}
     metrics["parameters"] = sum(w.numel() for w in weights.values())
-    shipped = shipped_weights(info["lesson"])
+    if evaluation:
+        metrics |= read_json(evaluation)["rows"][0]
+        del metrics["checkpoint"]  # a path of this machine
     write_atomically(shipped, lambda path: save_weights(path, weights, facts, half=True))
     write_json(results / "metrics.json", metrics)
     write_atomically(results / "metrics.csv", lambda path: thin_out(run / "metrics.csv", path))
-    for file in [run / "loss.png", *run.glob("s*.png")]:
+    loss_curve(run / "metrics.csv").savefig(results / "loss.png")
+    for file in run.glob("s*.png"):
         shutil.copy(file, results)
+
+
+def results_of(lesson, name=None):
+    return ROOT / lesson / "results" / (name or "")
 
 
 def thin_out(metrics_csv, path):
@@ -101,24 +120,24 @@ def filled(readme):
 
     def block(found):
         name = found[1]
-        text = ladder() if name == "ladder" else table(name, readme.parent)
+        text = ladder() if name == "ladder" else table(results_of(*name.split("/")), readme.parent)
         return f"<!-- results {name} -->\n{text}\n<!-- end -->"
 
     text = readme.read_text(encoding="utf-8")
-    return re.sub(r"(?s)<!-- results (\w+) -->.*?<!-- end -->", block, text)
+    return re.sub(r"(?s)<!-- results ([\w/]+) -->.*?<!-- end -->", block, text)
 
 
-def table(lesson, start):
-    """The lesson's picture and table, as Markdown seen from the folder `start`."""
-    if not (ROOT / lesson / "results").exists():
+def table(results, start):
+    """The picture and table of a folder of results, as Markdown seen from the folder `start`."""
+    if not (results / "metrics.json").exists():
         return "No run is shipped yet."
-    metrics = read_json(ROOT / lesson / "results" / "metrics.json")
+    metrics = read_json(results / "metrics.json")
     rows = metrics.get("sweep", [metrics])
     columns = [name for name in HEADS if name in rows[0]]
     lines = ["| " + " | ".join(HEADS[name] for name in columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(shown(name, row[name]) for name in columns) + " |" for row in rows]
     picture = "sweep.png" if "sweep" in metrics else "samples.png"
-    path = (ROOT / lesson / "results" / picture).relative_to(start)
+    path = (results / picture).relative_to(start)
     machine = metrics["machine"]
     threads = machine["cpu_threads"]
     hardware = machine.get("gpu", f"{threads} CPU thread{'s' * (threads > 1)}")
