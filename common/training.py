@@ -100,7 +100,12 @@ def parameter_groups(network):
 
 
 class StopSignals:
-    """While open, the first Ctrl-C or SIGTERM only asks the step at work to finish; a second one ends all."""
+    """While open, the first Ctrl-C or SIGTERM only asks the step at work to finish; a second one ends all.
+
+    What follows within ECHO seconds is the same one: torchrun passes on what the terminal has sent already.
+    """
+
+    ECHO = 3
 
     def __enter__(self):
         self.caught, self.old = None, {}
@@ -109,8 +114,11 @@ class StopSignals:
         return self
 
     def catch(self, number, frame):
-        self.caught = number
-        self.__exit__()
+        if self.caught is None:
+            self.caught, self.when = number, time.monotonic()
+        elif time.monotonic() - self.when > self.ECHO:
+            self.__exit__()
+            signal.raise_signal(number)
 
     def __exit__(self, *_):
         for number, handler in self.old.items():

@@ -1,5 +1,6 @@
 """Lesson 6's presets and its trainer: sizes, micro-batches, two processes, memory, resuming after kill -9."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -138,9 +139,11 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch():
     assert not close(whole, gradients(8, 1))
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
 def torchrun(*command, cwd):
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*start, *map(str, command)], cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run([*TORCHRUN, *map(str, command)], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -207,6 +210,19 @@ def test_two_processes_write_one_run_and_resume_it(tiny_data):
     again = final_state(tiny_data / "whole")
     assert again["step"] == 4 and read_metrics(tiny_data / "whole" / "metrics.csv")[-1]["validation_loss"] > 0
     assert_same(whole, again)
+
+
+def test_ctrl_c_saves_in_two_processes(tiny_data):
+    """A terminal sends it to every process, and torchrun once more to its own."""
+    command = [*TORCHRUN, TRAIN, *FEW, "--steps", "9999", "--checkpoint-every", "9999", "--out", "run"]
+    metrics, checkpoints = tiny_data / "run" / "metrics.csv", tiny_data / "run" / "checkpoints"
+    run = subprocess.Popen(command, cwd=tiny_data, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not (metrics.exists() and len(read_metrics(metrics)) > 2) and run.poll() is None:
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGINT)
+    run.communicate()
+    last = read_metrics(metrics)[-1]["step"]
+    assert (checkpoints / f"step_{last:07}.pt").exists(), sorted(checkpoints.iterdir())
 
 
 def test_kill_9_and_resume_bit_for_bit(tiny_data):

@@ -13,7 +13,7 @@ from torch import nn
 
 from common.command import UserError
 from common.runs import Run, load_weights, read_json, read_metrics, saved_config, write_atomically
-from common.training import EMA, TrainConfig, learning_rate_factor, train
+from common.training import StopSignals, EMA, TrainConfig, learning_rate_factor, train
 from tests.conftest import ROOT
 
 
@@ -126,8 +126,7 @@ def test_kill_9_and_resume_bit_for_bit(tmp_path):
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path, capsys):
     def terminated(network, x, y):
-        if network.training:  # not again at the validation: a second signal ends everything at once
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # and once more at the validation: its echo
         return squared(network, x, y)
 
     with pytest.raises(SystemExit) as stop:
@@ -136,6 +135,15 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path, capsys):
     assert final_state(tmp_path / "run")["step"] == 1
     assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_second_ctrl_c_ends_all(monkeypatch):
+    monkeypatch.setattr(StopSignals, "ECHO", 0)
+    with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.caught == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_nan_stops_and_names_step_and_checkpoint(tmp_path):
