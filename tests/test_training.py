@@ -13,7 +13,7 @@ from torch import nn
 
 from common.command import UserError
 from common.runs import Run, load_weights, read_json, read_metrics, saved_config, write_atomically
-from common.training import StopSignals, EMA, TrainConfig, learning_rate_factor, train
+from common.training import EMA, StopSignals, TrainConfig, learning_rate_factor, train
 from tests.conftest import ROOT
 
 
