@@ -84,12 +84,12 @@ def ship(run, name=None, evaluation=None):
     for private in ("data_dir", "cache_dir", "out"):
         facts["config"].pop(private, None)
     command = re.sub(r" --(data-dir|cache-dir|out) \S+", "", info["command"])
-    facts, metrics = facts | {"command": command, "metrics": metrics}, metrics | {"command": command}
-    metrics |= {"minutes": facts["minutes"], "steps": facts["step"]}
-    metrics["parameters"] = sum(w.numel() for w in weights.values())
     if evaluation:
         metrics |= read_json(evaluation)["rows"][0]
         del metrics["checkpoint"]  # a path of this machine
+    facts, metrics = facts | {"command": command, "metrics": metrics}, metrics | {"command": command}
+    metrics |= {"minutes": facts["minutes"], "steps": facts["step"]}
+    metrics["parameters"] = sum(w.numel() for w in weights.values())
     write_atomically(shipped, lambda path: save_weights(path, weights, facts, half=True))
     write_json(results / "metrics.json", metrics)
     write_atomically(results / "metrics.csv", lambda path: thin_out(run / "metrics.csv", path))

@@ -1,0 +1,41 @@
+"""What a run becomes when it is shipped: weights, numbers, and a table in a README."""
+
+import pytest
+import torch
+
+from common import runs, ship
+from common.runs import load_weights, read_json, write_json
+from tests.test_training import run_line
+
+MEASURED = {"n": 10, "guidance_scale": 3.0, "breed_accuracy": 0.5}
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    for module in (runs, ship):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_one_of_several_models_is_shipped_with_what_was_measured_of_it(house):
+    run, network = run_line(house, steps=4)
+    run.finish({"steps": 4}, "samples.png", ship.loss_curve(run.folder / "metrics.csv"))
+    write_json(house / "evaluation.json", {"rows": [{"checkpoint": "runs/mine", **MEASURED}]})
+    lesson, readme = run.info["lesson"], house / "README.md"
+    readme.write_text(f"above\n<!-- results {lesson}/dogs --><!-- end -->\nbelow")
+    ship.main(ship.ShipConfig(str(run.folder), "dogs", str(house / "evaluation.json")))
+
+    weights, facts = load_weights(house / lesson / "pretrained" / "dogs.safetensors", lesson)
+    for name, weight in network.state_dict().items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-6)
+    results = house / lesson / "results" / "dogs"
+    metrics = read_json(results / "metrics.json")
+    assert metrics.items() >= MEASURED.items() and metrics["steps"] == 4 and "checkpoint" not in metrics
+    assert facts["metrics"]["n"] == 10 and "out" not in facts["config"]
+    assert {file.name for file in results.iterdir()} >= {"loss.png", "samples.png", "metrics.csv"}
+
+    text = readme.read_text()
+    assert "| 3 | 10 | 50.0% |" in text and text.startswith("above") and text.endswith("below")
+    assert f"({lesson}/results/dogs/samples.png)" in text
+    readme.write_text("<!-- results lesson_06_miniglide/cats --><!-- end -->")
+    assert "No run is shipped yet." in ship.filled(readme)
