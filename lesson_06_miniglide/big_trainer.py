@@ -86,7 +86,7 @@ class BigTrainer(Trainer):
             self.network.compile()
         self.with_loss = WithLoss(self.network, loss)
         if world > 1:
-            self.with_loss = DistributedDataParallel(self.with_loss)
+            self.with_loss = DistributedDataParallel(self.with_loss, broadcast_buffers=False)  # constants
 
     @property
     def images_a_step(self):
