@@ -1,6 +1,6 @@
 """The networks of lesson 6, and where their parameters are.
 
-    tiny             for two CPU cores: patches of 2x2 pixels, most of the work at 16x16 and 8x8
+    tiny             for two CPU cores: patches of 2x2 pixels, and few but wide layers
     tiny_small       the same for 16x16 pixels, to be enlarged
     tiny_upsampler   16x16 to 64x64 pixels
     tiny_inpainting  fills holes; begins as tiny
@@ -50,20 +50,16 @@ TINY = ADMConfig(
     image_size=IMAGE_SIZE // PATCH,
     in_channels=3 * PATCH**2,
     out_channels=6 * PATCH**2,
-    num_channels=24,
-    channel_mult=(1, 2, 3),
-    attention_resolutions=(16, 8),
-    num_head_channels=24,
+    num_channels=48,  # four times the numbers of a patch: what is noise and what is not has to pass through
+    channel_mult=(1, 1, 4 / 3),
+    num_res_blocks=1,
+    attention_resolutions=(8,),
+    num_head_channels=32,
+    resblock_updown=False,
     groups=8,
 )
 SMALL = replace(
-    TINY,
-    image_size=LOW_RES,
-    in_channels=3,
-    out_channels=6,
-    num_channels=32,
-    channel_mult=(1, 2),
-    num_head_channels=32,
+    TINY, image_size=LOW_RES, in_channels=3, out_channels=6, channel_mult=(1, 4 / 3), num_res_blocks=2
 )
 TINY_TEXT = TextConfig(1000, context=24, width=64, layers=2, heads=4)
 
@@ -87,10 +83,10 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "tiny": Preset(TINY, TINY_TEXT, PatchVelocityUNet, 1e-3),
-    "tiny_small": Preset(SMALL, TINY_TEXT, VelocityUNet, 1e-3, draw_small),
-    "tiny_upsampler": Preset(TINY, TINY_TEXT, UpsamplingUNet, 1e-3, enlarge, linear_betas),
-    "tiny_inpainting": Preset(TINY, TINY_TEXT, InpaintingUNet, 1e-3, inpaint),
+    "tiny": Preset(TINY, TINY_TEXT, PatchVelocityUNet, 3e-3),
+    "tiny_small": Preset(SMALL, TINY_TEXT, VelocityUNet, 3e-3, draw_small),
+    "tiny_upsampler": Preset(TINY, TINY_TEXT, UpsamplingUNet, 3e-3, enlarge, linear_betas),
+    "tiny_inpainting": Preset(TINY, TINY_TEXT, InpaintingUNet, 3e-3, inpaint),
     "report": Preset(replace(GLIDE, num_channels=96, num_head_channels=32), GLIDE_TEXT),
     "glide": Preset(GLIDE, GLIDE_TEXT),
 }
