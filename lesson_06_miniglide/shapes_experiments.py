@@ -50,8 +50,8 @@ class Shapes(Experiment):
         network = new_network(preset, settings, text, diffusion.alpha_bar)
         if start_from:
             network.load_state_dict(widened(start_from.network.state_dict(), network))
-        of_tiny = {"batch_size": 32, "learning_rate": 1e-3, "ema_decay": 0.999}
-        trained = self.train(name, network, loss, data=(self.data, self.validation), **of_tiny)
+        of_train = {"batch_size": 32, "learning_rate": PRESETS[preset].learning_rate, "ema_decay": 0.999}
+        trained = self.train(name, network, loss, data=(self.data, self.validation), **of_train)
         return Generator(trained, diffusion, self.tokenizer)
 
     def all_right(self, samples):

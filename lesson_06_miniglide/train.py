@@ -52,7 +52,7 @@ class Config(TrainConfig):
     text_encoder: str | None = None
     preset: str = "tiny"  # tiny, tiny_small, tiny_upsampler, tiny_inpainting, report or glide
     start_from: str | None = None  # weights to begin with; inputs that they do not know start at zero
-    num_channels: int | None = None  # of the UNet; a multiple of --num-head-channels
+    num_channels: int | None = None  # of the UNet; a multiple of --num-head-channels (tiny: of 24)
     num_head_channels: int | None = None  # width of an attention head
     num_res_block: int | None = None  # residual blocks at each resolution
     xf_width: int | None = None  # of the text transformer

@@ -83,7 +83,7 @@ def test_every_timestep_is_trained():
 
 
 def test_no_vlb_learns_no_variance():
-    config = Config(no_vlb=True, num_channels=8, num_head_channels=8, drop_caption=0.0)
+    config = Config(no_vlb=True, num_channels=24, num_head_channels=8, drop_caption=0.0)
     network_settings, text = settings_of(config)
     diffusion = new_diffusion(100)
     network = new_network("tiny", network_settings, replace(text, vocab_size=300), diffusion.alpha_bar)

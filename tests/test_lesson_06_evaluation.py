@@ -88,7 +88,7 @@ def test_tables_from_a_checkpoint(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
-    small = ["--num-channels", 8, "--num-head-channels", 8, "--image-limit", 20, "--device", "cpu"]
+    small = ["--num-channels", 24, "--num-head-channels", 8, "--image-limit", 20, "--device", "cpu"]
     run("train.py", "--steps", 1, "--out", "run", *small)
     run("tables.py", "--checkpoint", "run", "--table", 1, "--steps", 2, "--scales", 1, 3)
     run("tables.py", "--checkpoint", "run", "--table", 2, "--steps", 2, "--num-samples", 2)

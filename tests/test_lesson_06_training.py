@@ -31,7 +31,7 @@ from lesson_06_miniglide.train import Config, resolved
 from tests.conftest import ROOT
 from tests.test_training import assert_same, final_state
 
-SMALL = replace(TINY, num_channels=8, num_head_channels=8)
+SMALL = replace(TINY, num_channels=8, channel_mult=(1, 2), num_head_channels=8)
 SMALL_TEXT = TextConfig(300, context=4, width=16, layers=1, heads=2)
 
 
@@ -189,7 +189,7 @@ FEW = [
     "--data-dir",
     "data",
     "--num-channels",
-    "8",
+    "24",
     "--num-head-channels",
     "8",
     "--xf-layers",
@@ -254,7 +254,7 @@ def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(tiny_data):
     config = (tiny_data / "run" / "config.json").read_text()
     for flags, said in {
         ("--timesteps", "500"): "--timesteps was 1000 and cannot change",
-        ("--num-channels", "16"): "--num-channels was 8 and cannot change",
+        ("--num-channels", "48"): "--num-channels was 24 and cannot change",
         ("--out", "elsewhere"): "goes on in that folder; leave out --out elsewhere",
         ("--image-limit", "5"): "trained on data, 11 images, now finds data, 4 images",
     }.items():
@@ -268,7 +268,7 @@ def test_defaults_are_the_original_whatever_else_is_given():
     config = resolved(Config(defaults=True, num_channels=64, xf_layers=2, batch_size=99))
     network, text = settings_of(config)
     assert (network.num_channels, text.layers, config.batch_size, config.timesteps) == (96, 16, 8, 100)
-    assert resolved(Config()).learning_rate == 1e-3 and resolved(Config(preset="glide")).learning_rate == 1e-4
+    assert resolved(Config()).learning_rate == 3e-3 and resolved(Config(preset="glide")).learning_rate == 1e-4
 
 
 def run_small(tmp_path, **settings):
