@@ -91,12 +91,11 @@ class EMA:
 
 
 def parameter_groups(network):
-    """The network's parameters; modules that it names in `slow` learn at 3 % of the rate."""
-    slow = tuple(f"{name}." for name in getattr(network, "slow", ()))
-    groups = ([], [])
+    """The network's parameters; of modules that it names in `slow` with their share of the learning rate."""
+    slow, groups = getattr(network, "slow", {}), {}
     for name, parameter in network.named_parameters():
-        groups[bool(slow) and name.startswith(slow)].append(parameter)
-    return [{"params": params, "factor": factor} for params, factor in zip(groups, (1.0, 0.03)) if params]
+        groups.setdefault(slow.get(name.split(".")[0], 1.0), []).append(parameter)
+    return [{"params": params, "factor": factor} for factor, params in groups.items()]
 
 
 class StopSignals:

@@ -119,7 +119,7 @@ def class_or_caption(config):
     torch.manual_seed(config.seed)
     table = TextConfig(numbers.vocab_size, numbers.context, layers=0)
     told_numbers = VelocityUNet(ADM, table, new_diffusion().alpha_bar)
-    told_numbers.slow = ()  # a table of classes may learn as fast as the rest
+    told_numbers.slow = {}  # a table of classes may learn as fast as the rest
     loss, shown = loss_of_text(loss_velocity, all_of_it), {}
 
     def measure(network, tokenizer):
@@ -251,7 +251,7 @@ def mistakes(config):
     networks = {name: experiment.train(name, experiment.new_network(), loss) for name, loss in losses.items()}
 
     fast = experiment.new_network()
-    fast.slow = ()
+    fast.slow = {}
     networks["text learns fast"] = experiment.train("text learns fast", fast, right)
     torch.manual_seed(config.seed)
     plain = TextUNet(ADM, TextConfig(tokenizer.vocab_size, tokenizer.context))

@@ -36,3 +36,5 @@ class PatchUNet(TextUNet):
 
 class PatchVelocityUNet(VelocityUNet, PatchUNet):
     """The same with lesson 4's reading of the output as a velocity, done on pixels, outside the patches."""
+
+    slow = {"text": 0.003}  # what a caption says of a photo is learned late, and its code has to wait for it
