@@ -92,10 +92,10 @@ class EMA:
 
 def parameter_groups(network):
     """The network's parameters; of modules that it names in `slow` with their share of the learning rate."""
-    slow, groups = getattr(network, "slow", {}), {}
+    slow, groups = getattr(network, "slow", {}), {1.0: []}
     for name, parameter in network.named_parameters():
         groups.setdefault(slow.get(name.split(".")[0], 1.0), []).append(parameter)
-    return [{"params": params, "factor": factor} for factor, params in groups.items()]
+    return [{"params": params, "factor": factor} for factor, params in groups.items() if params]
 
 
 class StopSignals:

@@ -1,5 +1,7 @@
 """A network that looks at patches: on two cores, pixels at full resolution are what costs."""
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 
 from lesson_04_text_conditioning.text_unet import TextUNet
@@ -37,4 +39,5 @@ class PatchUNet(TextUNet):
 class PatchVelocityUNet(VelocityUNet, PatchUNet):
     """The same with lesson 4's reading of the output as a velocity, done on pixels, outside the patches."""
 
-    slow = {"text": 0.003}  # what a caption says of a photo is learned late, and its code has to wait for it
+    # What a caption says of a photo is learned late, and its code has to wait for it.
+    slow: ClassVar = {"text": 0.003}
