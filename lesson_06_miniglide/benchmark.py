@@ -10,6 +10,8 @@ strikes all alike.
 --growth times nothing: it counts what the presets cost at 64 to 256 pixels, and what batch fits which GPU,
 without and with checkpointing of activations.
 
+--rounding times nothing either: it compares the losses of 50 steps in fp32 and in bf16.
+
 --data-dir, a folder of photos, also times how they are loaded, from the cache and decoded at each access, and
 says what share of a training step is spent on it.
 
@@ -35,6 +37,7 @@ from lesson_06_miniglide.big_trainer import autocast_to
 from lesson_06_miniglide.contenders import IMAGE_SHAPES, WORK, adapter_of, contender, precision
 from lesson_06_miniglide.data_speed import data_rates
 from lesson_06_miniglide.growth import growth
+from lesson_06_miniglide.rounding import compare_losses
 
 STATUS = Path("/proc/self/status")
 
@@ -49,6 +52,7 @@ class Config:
     data_dir: str | None = None  # photos to load, as train.py takes them
     dogs: bool = False  # they are Stanford Dogs
     growth: bool = False  # FLOPs and memory of the presets, counted and not timed
+    rounding: bool = False  # losses in fp32 and bf16, and no times
     rounds: int = 7  # steps timed of each network, after one that is not
     fp32: bool = False  # no bf16, where the machine is fast at it
     compile: bool = False  # all networks by torch.compile
@@ -160,8 +164,6 @@ def measure(work, config, best):
 
 def time_all(config):
     """What --out keeps: the machine, what it can do at best, a row a network, kind of work and batch."""
-    for name in config.networks:
-        check_choice("network", name, IMAGE_SHAPES)
     for path in config.against:
         adapter_of(path)
     rates = data_rates(config.data_dir, config.dogs, config.batch_size[0]) if config.data_dir else {}
@@ -181,7 +183,14 @@ def time_all(config):
 
 
 def main(config):
-    content = {"rows": growth()} if config.growth else time_all(config)
+    for name in config.networks:
+        check_choice("network", name, IMAGE_SHAPES)
+    if config.growth:
+        content = {"rows": growth()}
+    elif config.rounding:
+        content = {"machine": describe_machine(), "rows": compare_losses(config)}
+    else:
+        content = time_all(config)
     print(as_table(content["rows"], list(content["rows"][0])))
     if config.out:
         write_json(config.out, content)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from common.command import run_command
-from lesson_06_miniglide import benchmark
+from lesson_06_miniglide import benchmark, rounding
 from lesson_06_miniglide.growth import TrainingMemory, cost, kept_bytes, network_for
 
 ADAPTER = """
@@ -42,6 +42,17 @@ def test_a_table_with_another_implementation_beside_ours(tmp_path, capsys):
     for row in rows.values():
         assert row["images_a_second"] == pytest.approx(2 / row["seconds"]) and row["of_ceiling"] > 0
     assert content["at_best"]["float32"] > 0 and "against" not in capsys.readouterr().err
+
+
+def test_losses_in_bf16_are_those_in_fp32(monkeypatch, tmp_path):
+    monkeypatch.setattr(rounding, "STEPS", 10)
+    out = tmp_path / "rounding.json"
+    run("lesson_01", "--rounding", "--batch-size", "4", "--out", str(out))
+    [row] = json.loads(out.read_text())["rows"]
+    assert row["last_loss_fp32"] < 0.999 * row["first_loss"] and row["furthest_apart"] < 0.02
+    monkeypatch.setattr(rounding, "losses", lambda name, config: [1.0, 0.5] if config.fp32 else [1.0, 0.6])
+    run("lesson_01", "--rounding", "--out", str(out))
+    assert json.loads(out.read_text())["rows"][0]["furthest_apart"] == pytest.approx(0.2)
 
 
 def test_loading_is_timed_and_set_against_a_training_step(tmp_path):
