@@ -45,11 +45,11 @@ def test_a_table_with_another_implementation_beside_ours(tmp_path, capsys):
 
 
 def test_losses_in_bf16_are_those_in_fp32(monkeypatch, tmp_path):
-    monkeypatch.setattr(rounding, "STEPS", 10)
+    monkeypatch.setattr(rounding, "STEPS", 30)
     out = tmp_path / "rounding.json"
     run("lesson_01", "--rounding", "--batch-size", "4", "--out", str(out))
     [row] = json.loads(out.read_text())["rows"]
-    assert row["last_loss_fp32"] < 0.999 * row["first_loss"] and row["furthest_apart"] < 0.02
+    assert row["last_loss_fp32"] < 0.99 * row["first_loss"] and row["furthest_apart"] < 0.02
     monkeypatch.setattr(rounding, "losses", lambda name, config: [1.0, 0.5] if config.fp32 else [1.0, 0.6])
     run("lesson_01", "--rounding", "--out", str(out))
     assert json.loads(out.read_text())["rows"][0]["furthest_apart"] == pytest.approx(0.2)
