@@ -5,6 +5,7 @@
     interval          guidance at some noise levels only
     samplers          ancestral, DDIM and DPM-Solver++ at 5 to 250 steps, against seconds
     drop_probability  captions dropped in training never, rarely, often
+    time_to_quality   how good after how many minutes: trainings of several lengths
     mistakes          the classic bugs, beside the right version
 
 Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
@@ -20,6 +21,7 @@ from common.captions import balanced_prompts
 from common.command import run_command
 from common.experiments import ExperimentConfig, quality, run_experiment
 from common.pictures import curves
+from common.runs import read_metrics
 from common.sampling import load_network, sample_batches
 from lesson_01_ddpm.diffusion import clip
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
@@ -36,6 +38,7 @@ SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
 STEPS = (5, 10, 15, 20, 25, 50, 100, 250)
 SHOWN_STEPS = 20  # of DPM-Solver++, where samples are compared
 INTERVALS = ((0, 999), (0, 499), (500, 999), (250, 749), (0, 749), (250, 999))
+BUDGETS = (250, 500, 1000, 2000, 4000)  # steps of training
 BEST = 3  # the scale where nothing else is said
 
 
@@ -143,6 +146,20 @@ def drop_probability(config):
     experiment.save_rows(shown)
 
 
+def time_to_quality(config):
+    """Each training is of its own, for the learning rate decays towards its end: half a long one is less than
+    a short one. `minutes_of_training` are of this machine, with nothing else to do."""
+    experiment, line = Guided(config), []
+    loss = loss_with(drop_captions)
+    for steps in (budget for budget in BUDGETS if budget <= experiment.config.steps):
+        experiment.network = experiment.train(f"{steps} steps", experiment.new_network(), loss, steps=steps)
+        minutes = read_metrics(experiment.folder_of(f"{steps} steps") / "metrics.csv")[-1]["minutes"]
+        key = {"steps": steps, "minutes_of_training": minutes}
+        row = experiment.row(experiment.measure, at_scale(BEST), **key)
+        line.append((minutes, row["fid"]))
+    experiment.save(curves({f"s = {BEST}": line}, "minutes of training", "FID"))
+
+
 def drop_whole_batches(mask):
     """The mistake: one draw for all."""
     return mask & (torch.rand(1, device=mask.device) >= 0.1)
@@ -192,9 +209,8 @@ def mistakes(config):
     experiment.save_losses(losses)
 
 
-EXPERIMENTS = {
-    f.__name__: f for f in (guidance_curve, best_scale, interval, samplers, drop_probability, mistakes)
-}
+EXPERIMENTS = (guidance_curve, best_scale, interval, samplers, drop_probability, time_to_quality, mistakes)
+EXPERIMENTS = {f.__name__: f for f in EXPERIMENTS}
 
 if __name__ == "__main__":
     run_command(lambda config: run_experiment(EXPERIMENTS, config), Config)

@@ -43,6 +43,7 @@ def test_an_experiment_writes_rows_and_a_picture(module, name, tmp_path, monkeyp
         "NUM_DRAWN": 100,
         "LEVELS": (0, 200),
         "TIMES": (2,),
+        "BUDGETS": (1, 2),
         "CLIP_SCALES": (0, 10),
         "NOISE": (0, 500),
     }.items():
