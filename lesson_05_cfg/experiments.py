@@ -150,7 +150,7 @@ def time_to_quality(config):
     """Each training is of its own, for the learning rate decays towards its end: half a long one is less than
     a short one. `minutes_of_training` are of this machine, with nothing else to do."""
     experiment, line = Guided(config), []
-    loss = loss_with(drop_captions)
+    loss = loss_with(partial(drop_captions, probability=0.1))
     for steps in (budget for budget in BUDGETS if budget <= experiment.config.steps):
         experiment.network = experiment.train(f"{steps} steps", experiment.new_network(), loss, steps=steps)
         minutes = read_metrics(experiment.folder_of(f"{steps} steps") / "metrics.csv")[-1]["minutes"]
