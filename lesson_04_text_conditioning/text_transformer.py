@@ -66,16 +66,25 @@ class TextTransformer(nn.Module):
         self.final_ln = nn.LayerNorm(config.width)
         self.proj = nn.Linear(config.width, emb_channels)
         # What is said must count from the first step on: positions and padding start small beside the tokens'
-        # standard deviation of 1, and different captions give embeddings as different as lesson 3's classes.
+        # standard deviation of 1.
         nn.init.normal_(self.positional_embedding, std=0.02)
         nn.init.normal_(self.padding_embedding, std=0.02)
-        nn.init.normal_(self.proj.weight, std=0.2)
+        # A long context is mostly padding, which captions have in common. It is taken off, so that an
+        # embedding is what a caption adds to the empty one; these are as different as lesson 3's classes.
+        nn.init.normal_(self.proj.weight, std=0.2 * config.context / 8 * (64 / config.width) ** 0.5)
+        with torch.no_grad():
+            self.proj.bias.copy_(
+                -F.linear(self.states(self.padding_embedding[None])[0, -1], self.proj.weight)
+            )
 
     def forward(self, tokens, mask):
         x = self.token_embedding(tokens) + self.positional_embedding
-        x = torch.where(mask[..., None], x, self.padding_embedding)  # padding replaces token and position
-        for block in self.blocks:
-            x = block(x)
-        x = self.final_ln(x)
+        x = self.states(torch.where(mask[..., None], x, self.padding_embedding))  # for token and position
         # The last position, often a padding one, has looked at all the others: it stands for the whole.
         return Text(self.proj(x[:, -1]), x)
+
+    def states(self, x):
+        """[N, context, width] -> [N, context, width]."""
+        for block in self.blocks:
+            x = block(x)
+        return self.final_ln(x)
