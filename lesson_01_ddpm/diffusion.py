@@ -23,6 +23,11 @@ def linear_betas(num_timesteps):
     return torch.linspace(0.1 / num_timesteps, 20 / num_timesteps, num_timesteps, dtype=torch.float64)
 
 
+def betas_of(alpha_bar):
+    """The betas whose 1 - beta multiply up to alpha_bar, float64 [T]."""
+    return 1 - alpha_bar / torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
+
+
 class Reverse(NamedTuple):
     """p(x_{t-1} | x_t), a Gaussian, and the x_0 it was made from; each [N, C, H, W]."""
 
@@ -80,9 +85,7 @@ class GaussianDiffusion:
         timesteps: increasing indices into this diffusion (Nichol & Dhariwal 2021, section 4).
         """
         timesteps = torch.as_tensor(timesteps)
-        alpha_bar = self.alpha_bar[timesteps]
-        betas = 1 - alpha_bar / torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
-        return GaussianDiffusion(betas, self.timesteps[timesteps])
+        return GaussianDiffusion(betas_of(self.alpha_bar[timesteps]), self.timesteps[timesteps])
 
     def evenly(self, num_steps):
         """Keep `num_steps` timesteps, evenly spaced from the last to the first. Raises ValueError."""

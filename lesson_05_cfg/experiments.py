@@ -209,8 +209,10 @@ def mistakes(config):
     experiment.save_losses(losses)
 
 
-EXPERIMENTS = (guidance_curve, best_scale, interval, samplers, drop_probability, time_to_quality, mistakes)
-EXPERIMENTS = {f.__name__: f for f in EXPERIMENTS}
+EXPERIMENTS = {
+    f.__name__: f
+    for f in (guidance_curve, best_scale, interval, samplers, drop_probability, time_to_quality, mistakes)
+}
 
 if __name__ == "__main__":
     run_command(lambda config: run_experiment(EXPERIMENTS, config), Config)

@@ -67,7 +67,11 @@ class CaptionedImages:
 
 def as_batch(images):
     """uint8 [N, H, W, 3] -> float [N, 3, H, W] in [-1, 1]."""
-    return to_float(torch.from_numpy(np.array(images, order="C"))).permute(0, 3, 1, 2).contiguous()
+    return (
+        to_float(torch.from_numpy(np.require(images, requirements=["C", "W"])))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
 
 
 def captioned_images(name, images, captions, flip=False):

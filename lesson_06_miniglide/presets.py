@@ -19,7 +19,7 @@ import tyro
 
 from common.command import UserError, check_choice, run_command
 from common.runs import as_config
-from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas, loss_simple
+from lesson_01_ddpm.diffusion import GaussianDiffusion, betas_of, linear_betas, loss_simple
 from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_03_adm.adm_unet import ADMConfig
@@ -71,9 +71,7 @@ def noisier_cosine_betas(num_timesteps, times=4):
     where: twice as high and wide, four times. Lesson 4's schedule was right for 32x32.
     """
     alpha_bar = (1 - cosine_betas(num_timesteps)).cumprod(0)
-    alpha_bar = alpha_bar / (alpha_bar + times * (1 - alpha_bar))
-    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-    return (1 - alpha_bar / before).clamp(max=0.999)
+    return betas_of(alpha_bar / (alpha_bar + times * (1 - alpha_bar))).clamp(max=0.999)
 
 
 class Preset(NamedTuple):

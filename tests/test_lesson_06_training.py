@@ -14,6 +14,8 @@ from torch import nn
 from common.command import UserError
 from common.runs import Run, load_weights, read_json, read_metrics
 from common.training import batch_indices
+from lesson_01_ddpm.diffusion import GaussianDiffusion
+from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_06_miniglide.big_trainer import BigTrainer, checkpoint_activations
@@ -25,6 +27,7 @@ from lesson_06_miniglide.presets import (
     budget,
     new_diffusion,
     new_network,
+    noisier_cosine_betas,
     settings_of,
 )
 from lesson_06_miniglide.train import Config, resolved
@@ -80,6 +83,12 @@ def test_parameters_of_the_presets():
     report = counts["report"]  # counted by hand from the settings
     assert report["token embeddings"] == 50_257 * 512
     assert report["text transformer"] == 16 * (12 * 512 * 512 + 13 * 512) + 2 * 128 * 512 + 1024 + 513 * 384
+
+
+def test_the_noisier_schedule_has_a_quarter_of_the_signal_to_noise_ratio():
+    usual, noisier = (GaussianDiffusion(betas(1000)) for betas in (cosine_betas, noisier_cosine_betas))
+    ratio = [d.alpha_bar / (1 - d.alpha_bar) for d in (usual, noisier)]
+    torch.testing.assert_close(ratio[0], 4 * ratio[1], rtol=1e-4, atol=0.0)
 
 
 def test_patches_lose_nothing():

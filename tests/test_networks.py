@@ -20,7 +20,7 @@ from lesson_03_adm.noisy_classifier import NETWORK as NOISY
 from lesson_03_adm.noisy_classifier import NoisyClassifier
 from lesson_04_text_conditioning.attention_maps import recorded, text_weights
 from lesson_04_text_conditioning.captioned_mnist import ADM, denoiser_of_prompts
-from lesson_04_text_conditioning.text_transformer import TextConfig
+from lesson_04_text_conditioning.text_transformer import TextConfig, TextTransformer
 from lesson_04_text_conditioning.text_unet import TextAttention, TextUNet
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
 from lesson_04_text_conditioning.velocity import VelocityUNet, loss_velocity
@@ -73,6 +73,26 @@ def test_every_parameter_is_initialised(build, tokenizer):
         constant = bool((parameter == 0).all() or (parameter == 1).all())
         assert constant or not torch.equal(parameter, other[name]), f"{name} agrees under two seeds"
         assert parameter.isfinite().all() and parameter.abs().max() < 20
+
+
+@pytest.mark.parametrize("context, width", [(8, 64), (24, 64), (128, 512)])
+def test_captions_begin_apart_however_much_padding_there_is(context, width, tokenizer):
+    torch.manual_seed(0)
+    text = TextTransformer(TextConfig(tokenizer.vocab_size, context, width, layers=2), 96)
+    read = CaptionTokenizer(tokenizer.tokenizer, context)
+    with torch.no_grad():
+        assert text(*read.encode([""])).embedding.abs().max() < 1e-4
+        assert 0.5 < text(*read.encode(CAPTIONS)).embedding.std(0).mean() < 4
+
+
+def test_the_order_of_words_shows_from_the_start(tokenizer):
+    """Without positions the two captions of the same words would have one embedding."""
+    torch.manual_seed(0)
+    text = TextTransformer(TextConfig(tokenizer.vocab_size, context=24), 192)
+    read = CaptionTokenizer(tokenizer.tokenizer, context=24)
+    with torch.no_grad():
+        code, turned, other = text(*read.encode(["a red seven", "seven a red", "a blue four"])).embedding
+    assert (code - turned).norm() > 0.05 * (code - other).norm()
 
 
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
