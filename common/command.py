@@ -71,13 +71,15 @@ def pick_device(name="auto"):
         raise UserError(f"--device {name} cannot be used here ({reason}); try --device cpu") from None
 
 
-def autocast(device):
-    """bf16 where the hardware is fast at it (NVIDIA since Ampere, AVX512-BF16, AMX), else fp32."""
-
+def is_fast_at_bf16(device):
+    """NVIDIA since Ampere; CPUs with AVX512-BF16 or AMX. Others compute in it a hundred times slower."""
     device = torch.device(device)
     if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so perhaps absent
-        fast = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so perhaps absent
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def autocast(device):
+    """bf16 where the hardware is fast at it, else fp32."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=is_fast_at_bf16(device))

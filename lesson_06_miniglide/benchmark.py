@@ -30,7 +30,7 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.command import check_choice, pick_device, run_command
+from common.command import check_choice, is_fast_at_bf16, pick_device, run_command
 from common.experiments import as_table
 from common.runs import describe_machine, write_json
 from lesson_06_miniglide.big_trainer import autocast_to
@@ -84,18 +84,18 @@ def take_turns(steps, rounds, device):
 def ceiling(config):
     """What the machine can do at best: TFLOP/s of a matrix product, GB/s of a copy."""
     device = pick_device(config.device)
-    n = 8192 if device.type == "cuda" else 2048
+    large = 8192 if device.type == "cuda" else 2048
+    size = {"float32": large, "bfloat16": large if is_fast_at_bf16(device) else 256}
     steps = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(n, n, device=device, dtype=dtype)
-        steps[str(dtype).split(".")[1]] = partial(torch.mm, a, a)
+    for name, n in size.items():
+        a = torch.randn(n, n, device=device, dtype=getattr(torch, name))
+        steps[name] = partial(torch.mm, a, a)
     source = torch.randn(64 * 1024**2, device=device)
     steps["copy"] = partial(torch.empty_like(source).copy_, source)
     best = {name: min(seconds) for name, seconds in take_turns(steps, 5, device).items()}
     copied = 2 * source.numel() * source.element_size()  # read, and written
-    return {name: 2 * n**3 / s / 1e12 for name, s in best.items() if name != "copy"} | {
-        "copy_gb_a_second": copied / best["copy"] / 1e9
-    }
+    products = {name: 2 * n**3 / best[name] / 1e12 for name, n in size.items()}
+    return products | {"copy_gb_a_second": copied / best["copy"] / 1e9}
 
 
 @cache

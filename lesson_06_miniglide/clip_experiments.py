@@ -5,8 +5,10 @@ from functools import partial
 import torch
 
 from common.captions import CAPTIONS, VARIANTS, CaptionedDigits, balanced_prompts
+from common.classifier import ready
 from common.experiments import quality
-from common.pictures import curves
+from common.pictures import curves, label_grid
+from common.runs import load_weights, shipped_weights
 from common.sampling import load_network, sample_batches
 from lesson_02_improved_ddpm.ddim import SAMPLERS
 from lesson_03_adm.adm_unet import ADMConfig
@@ -20,7 +22,9 @@ from lesson_06_miniglide.clip import NoisyCLIP, clip_gradient, loss_clip, retrie
 from lesson_06_miniglide.generate import LESSON
 
 SHOWN_STEPS = 50  # ancestral
+SHOWN = captioned_mnist.PROMPTS
 CLIP_SCALES = (0, 30, 100, 300, 1000)
+FREE_SCALES = (1.5, 2, 3, 4)
 CLIP_IMAGES = ADMConfig(in_channels=3, channel_mult=(0.5, 1, 2, 2), attention_resolutions=(8, 4))
 NOISE = (0, 200, 400, 600, 700, 800, 900, 999)  # timesteps at which CLIP is asked
 
@@ -29,12 +33,20 @@ class Digits(Captioned):
     lesson = LESSON
 
 
+def new_clip(tokenizer):
+    return NoisyCLIP(CLIP_IMAGES, TextConfig(tokenizer.vocab_size, tokenizer.context))
+
+
 def trained_clip(experiment, diffusion):
     """The CLIP of captioned digits, which `retrieval` and `clip_guidance` share."""
-    tokenizer = experiment.tokenizer
     torch.manual_seed(experiment.config.seed)
-    clip = NoisyCLIP(CLIP_IMAGES, TextConfig(tokenizer.vocab_size, tokenizer.context))
-    return experiment.train("clip", clip, partial(loss_clip, diffusion))
+    return experiment.train("clip", new_clip(experiment.tokenizer), partial(loss_clip, diffusion))
+
+
+def shipped_clip(tokenizer):
+    """The same as it is shipped: pretrained/clip.safetensors. tokenizer: lesson 4's. Raises UserError."""
+    weights, _ = load_weights(shipped_weights(LESSON, "clip"), LESSON)
+    return ready(new_clip(tokenizer), weights)
 
 
 @torch.no_grad()
@@ -67,13 +79,14 @@ def retrieval(config):
 def clip_guidance(config):
     """Nichol et al. 2022, section 5: at the same diversity, guidance without a classifier wins."""
     network, diffusion, _ = load_network(None, "lesson_05_cfg", captioned_mnist.rebuild)
-    experiment, lines = Digits(config, weights_of="lesson_05_cfg", trainings="clip"), {}
+    experiment = Digits(config, weights_of="lesson_05_cfg", trainings="clip")
     tokenizer, clip = experiment.tokenizer, trained_clip(experiment, diffusion)
+    lines, shown = {"CLIP": []}, {}
     prompts, digits, colours = balanced_prompts(config.num_samples)
-    captions = embedded(clip, tokenizer, prompts)
     few = diffusion.evenly(SHOWN_STEPS)
 
-    def draw(scale, clip_scale):
+    def draw(prompts, scale, clip_scale):
+        captions = embedded(clip, tokenizer, prompts)
         denoiser_for = partial(guided, guidance_scale=scale)
         denoiser_of = denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
 
@@ -86,12 +99,18 @@ def clip_guidance(config):
         return sample_batches(sampler, lambda indices: indices, shape, len(prompts), config)
 
     def measure(scale, clip_scale):
-        return quality(draw(scale, clip_scale), experiment.reference, digits, colours)
+        return quality(draw(prompts, scale, clip_scale), experiment.reference, digits, colours)
 
     for clip_scale in CLIP_SCALES:
         row = experiment.row(measure, 1, clip_scale, guidance="CLIP", scale=clip_scale)
-        lines.setdefault("CLIP", []).append((row["diversity"], row["fid"]))
-    for scale in (1, 1.5, 2, 3, 4):
+        lines["CLIP"].append((row["diversity"], row["fid"]))
+        shown[f"CLIP, {clip_scale}"] = draw(SHOWN, 1, clip_scale)
+    lines["classifier-free"] = lines["CLIP"][:1]  # no guidance is where both begin
+    for scale in FREE_SCALES:
         row = experiment.row(measure, scale, 0, guidance="classifier-free", scale=scale)
-        lines.setdefault("classifier-free", []).append((row["diversity"], row["fid"]))
+        lines["classifier-free"].append((row["diversity"], row["fid"]))
+        shown[f"classifier-free, {scale:g}"] = draw(SHOWN, scale, 0)
     experiment.save(curves(lines, "diversity", "FID"))
+    rows = torch.cat(list(shown.values()))
+    grid = label_grid(rows, len(SHOWN), row_labels=list(shown), column_labels=SHOWN, scale=1.5)
+    experiment.save(grid, "_samples")

@@ -45,6 +45,7 @@ def test_an_experiment_writes_rows_and_a_picture(module, name, tmp_path, monkeyp
         "TIMES": (2,),
         "BUDGETS": (1, 2),
         "CLIP_SCALES": (0, 10),
+        "FREE_SCALES": (2,),
         "NOISE": (0, 500),
     }.items():
         for file in FILES:
