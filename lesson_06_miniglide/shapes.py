@@ -138,7 +138,7 @@ def random_thing(rng, group, size):
 
 def distance(thing, size):
     """How far each pixel lies outside the shape, negative inside: [size, size]."""
-    y, x = np.mgrid[:size, :size].astype(np.float32)
+    y, x = (axis.astype(np.float32) for axis in np.ogrid[:size, :size])
     x, y = x - thing.x, y - thing.y
     if thing.shape == "circle":
         return np.hypot(x, y) - thing.radius
