@@ -5,6 +5,7 @@ Trained on x_t at every noise level, its similarity has a gradient that can lead
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,15 @@ from torch import nn
 
 from lesson_03_adm.noisy_classifier import NoisyClassifier
 from lesson_04_text_conditioning.text_transformer import TextTransformer
+from lesson_04_text_conditioning.text_unet import TextUNet
 
 WIDTH = 64  # of the space in which pictures and captions meet
 
 
 class NoisyCLIP(nn.Module):
     """image_config: ADMConfig of lesson 3's noisy classifier, whose classes become coordinates."""
+
+    slow: ClassVar = TextUNet.slow  # for the same reason: colours are learned at once, digits hardly
 
     def __init__(self, image_config, text_config, width=WIDTH):
         super().__init__()
