@@ -37,10 +37,12 @@ def new_clip(tokenizer):
     return NoisyCLIP(CLIP_IMAGES, TextConfig(tokenizer.vocab_size, tokenizer.context))
 
 
-def trained_clip(experiment, diffusion):
-    """The CLIP of captioned digits, which `retrieval` and `clip_guidance` share."""
+def trained_clip(experiment, diffusion, name="clip", slow=NoisyCLIP.slow):
+    """The CLIP of captioned digits, which `retrieval` and `clip_guidance` share; or one with other rates."""
     torch.manual_seed(experiment.config.seed)
-    return experiment.train("clip", new_clip(experiment.tokenizer), partial(loss_clip, diffusion))
+    clip = new_clip(experiment.tokenizer)
+    clip.slow = slow
+    return experiment.train(name, clip, partial(loss_clip, diffusion))
 
 
 def shipped_clip(tokenizer):
@@ -56,24 +58,29 @@ def embedded(clip, tokenizer, captions):
 
 
 def retrieval(config):
-    """Of seventy captions, which is this picture's? The more noise there is in it, the fewer are found."""
+    """Of sixty captions, which is this picture's? The more noise there is in it, the fewer are found."""
     experiment, diffusion = Digits(config, trainings="clip"), captioned_mnist.new_diffusion()
-    clip, line = trained_clip(experiment, diffusion), []
+    clips = {"clip": trained_clip(experiment, diffusion)}
+    clips["text at the full rate"] = trained_clip(experiment, diffusion, "full_rate", slow={})
     data = CaptionedDigits(experiment.held_back, named=1.0)
+    torch.manual_seed(config.seed)
     x_0, index = data.batch(torch.arange(min(config.num_samples, len(data))))
     said = index // VARIANTS * VARIANTS  # any wording is right: the first stands for all
     places = said.unique()
-    captions = embedded(clip, experiment.tokenizer, [CAPTIONS[i] for i in places.tolist()])
-    x_0, right = x_0.to(captions.device), torch.searchsorted(places, said).to(captions.device)
+    right = torch.searchsorted(places, said)
 
-    def measure(t):
+    def measure(clip, t):
         torch.manual_seed(config.seed)
-        found = retrieval_accuracy(diffusion, clip, x_0, captions, right, t)
+        captions = embedded(clip, experiment.tokenizer, [CAPTIONS[i] for i in places.tolist()])
+        there = captions.device
+        found = retrieval_accuracy(diffusion, clip, x_0.to(there), captions, right.to(there), t)
         return {"n": len(x_0), "of": len(places), "found": found}
 
-    for t in NOISE:
-        line.append((t + 1, experiment.row(measure, t, t=t)["found"]))
-    experiment.save(curves({"captions found": line}, "t + 1", "share of the pictures"))
+    lines = {}
+    for name, clip in clips.items():
+        rows = [experiment.row(measure, clip, t, clip=name, t=t) for t in NOISE]
+        lines[name] = [(row["t"] + 1, row["found"]) for row in rows]
+    experiment.save(curves(lines, "t + 1", "share of captions found"))
 
 
 def clip_guidance(config):
