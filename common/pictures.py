@@ -102,17 +102,19 @@ def loss_curve(metrics_csv, reference_csv=None):
     return figure
 
 
-def curves(lines, x_label, y_label):
-    """A figure of curves on logarithmic axes. lines: name -> list of (x, y)."""
+def curves(lines, x_label, y_label, logarithmic=True):
+    """A figure of curves, on logarithmic axes if not said otherwise. lines: name -> list of (x, y)."""
     figure = Figure((6.6, 3.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     for name, points in lines.items():
-        axes.loglog(*zip(*points), "o-", markersize=3, label=name)
-    for axis in (axes.xaxis, axes.yaxis):
-        low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+        axes.plot(*zip(*points), "o-", markersize=3, label=name)
+    if logarithmic:
+        axes.loglog()
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
     axes.set(xlabel=x_label, ylabel=y_label)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure

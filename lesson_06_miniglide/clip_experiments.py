@@ -79,8 +79,8 @@ def retrieval(config):
     lines = {}
     for name, clip in clips.items():
         rows = [experiment.row(measure, clip, t, clip=name, t=t) for t in NOISE]
-        lines[name] = [(row["t"] + 1, row["found"]) for row in rows]
-    experiment.save(curves(lines, "t + 1", "share of captions found"))
+        lines[name] = [(row["t"], row["found"]) for row in rows]
+    experiment.save(curves(lines, "t", "share of captions found", logarithmic=False))
 
 
 def clip_guidance(config):
