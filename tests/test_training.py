@@ -139,11 +139,15 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path, capsys):
 
 def test_a_second_ctrl_c_ends_all(monkeypatch):
     monkeypatch.setattr(StopSignals, "ECHO", 0)
-    with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
-        signal.raise_signal(signal.SIGINT)
-        assert signals.caught == signal.SIGINT
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores the signal
+    try:
+        with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.caught == signal.SIGINT
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_nan_stops_and_names_step_and_checkpoint(tmp_path):
