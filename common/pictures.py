@@ -106,10 +106,10 @@ def curves(lines, x_label, y_label, logarithmic=True):
     """A figure of curves, on logarithmic axes if not said otherwise. lines: name -> list of (x, y)."""
     figure = Figure((6.6, 3.2), dpi=120, layout="constrained")
     axes = figure.subplots()
+    draw = axes.loglog if logarithmic else axes.plot
     for name, points in lines.items():
-        axes.plot(*zip(*points), "o-", markersize=3, label=name)
+        draw(*zip(*points), "o-", markersize=3, label=name)
     if logarithmic:
-        axes.loglog()
         for axis in (axes.xaxis, axes.yaxis):
             low, high = axis.get_view_interval()
             axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))

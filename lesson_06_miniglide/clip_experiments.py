@@ -119,5 +119,5 @@ def clip_guidance(config):
         shown[f"classifier-free, {scale:g}"] = draw(SHOWN, scale, 0)
     experiment.save(curves(lines, "diversity", "FID"))
     rows = torch.cat(list(shown.values()))
-    grid = label_grid(rows, len(SHOWN), row_labels=list(shown), column_labels=SHOWN, scale=1.5)
+    grid = label_grid(rows, len(SHOWN), row_labels=list(shown), column_labels=SHOWN, scale=2.2)
     experiment.save(grid, "_samples")
