@@ -107,10 +107,11 @@ class Experiment:
             lines[variant] = [(g[-1]["step"], sum(row["loss"] for row in g) / len(g)) for g in groups]
         self.save(curves(lines, "step", "loss"), "_loss")
 
-    def save_rows(self, rows):
+    def save_rows(self, rows, ending="", scale=1.2, **labels):
         """Save a picture of labelled rows of images. rows: name -> [N, C, H, W], the same N in all."""
         images = list(rows.values())
-        self.save(label_grid(torch.cat(images), len(images[0]), row_labels=list(rows), scale=1.2))
+        grid = label_grid(torch.cat(images), len(images[0]), row_labels=list(rows), scale=scale, **labels)
+        self.save(grid, ending)
 
     def folder_of(self, variant=""):
         """The run of a variant, or where those of all are."""

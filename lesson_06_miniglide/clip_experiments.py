@@ -7,7 +7,7 @@ import torch
 from common.captions import CAPTIONS, VARIANTS, CaptionedDigits, balanced_prompts
 from common.classifier import ready
 from common.experiments import quality
-from common.pictures import curves, label_grid
+from common.pictures import curves
 from common.runs import load_weights, shipped_weights
 from common.sampling import load_network, sample_batches
 from lesson_02_improved_ddpm.ddim import SAMPLERS
@@ -67,18 +67,18 @@ def retrieval(config):
     x_0, index = data.batch(torch.arange(min(config.num_samples, len(data))))
     said = index // VARIANTS * VARIANTS  # any wording is right: the first stands for all
     places = said.unique()
-    right = torch.searchsorted(places, said)
+    texts = [CAPTIONS[i] for i in places.tolist()]
+    right, lines = torch.searchsorted(places, said), {}
 
-    def measure(clip, t):
+    def measure(clip, captions, t):
         torch.manual_seed(config.seed)
-        captions = embedded(clip, experiment.tokenizer, [CAPTIONS[i] for i in places.tolist()])
         there = captions.device
         found = retrieval_accuracy(diffusion, clip, x_0.to(there), captions, right.to(there), t)
-        return {"n": len(x_0), "of": len(places), "found": found}
+        return {"n": len(x_0), "of": len(texts), "found": found}
 
-    lines = {}
     for name, clip in clips.items():
-        rows = [experiment.row(measure, clip, t, clip=name, t=t) for t in NOISE]
+        captions = embedded(clip, experiment.tokenizer, texts)
+        rows = [experiment.row(measure, clip, captions, t, clip=name, t=t) for t in NOISE]
         lines[name] = [(row["t"], row["found"]) for row in rows]
     experiment.save(curves(lines, "t", "share of captions found", logarithmic=False))
 
@@ -118,6 +118,4 @@ def clip_guidance(config):
         lines["classifier-free"].append((row["diversity"], row["fid"]))
         shown[f"classifier-free, {scale:g}"] = draw(SHOWN, scale, 0)
     experiment.save(curves(lines, "diversity", "FID"))
-    rows = torch.cat(list(shown.values()))
-    grid = label_grid(rows, len(SHOWN), row_labels=list(shown), column_labels=SHOWN, scale=2.2)
-    experiment.save(grid, "_samples")
+    experiment.save_rows(shown, "_samples", scale=2.2, column_labels=SHOWN)

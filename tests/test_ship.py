@@ -39,3 +39,14 @@ def test_one_of_several_models_is_shipped_with_what_was_measured_of_it(house):
     assert f"({lesson}/results/dogs/samples.png)" in text
     readme.write_text("<!-- results lesson_06_miniglide/cats --><!-- end -->")
     assert "No run is shipped yet." in ship.filled(readme)
+
+
+def test_a_run_of_an_experiment_is_shipped_without_numbers_of_its_own(house):
+    run, network = run_line(house, steps=4)
+    lesson = run.info["lesson"]
+    (house / "README.md").write_text("")
+    ship.main(ship.ShipConfig(str(run.folder), "line"))
+    weights, _ = load_weights(house / lesson / "pretrained" / "line.safetensors", lesson)
+    assert weights.keys() == network.state_dict().keys()
+    metrics = read_json(house / lesson / "results" / "line" / "metrics.json")
+    assert metrics["steps"] == 4 and metrics["machine"] == run.info["machine"]
