@@ -5,7 +5,6 @@ precision by choice, checkpoints by the clock.
 """
 
 import os
-import time
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -77,9 +76,10 @@ class BigTrainer(Trainer):
     def __init__(self, network, loss, data, config, run, validation, metadata, pictures, rank=0, world=1):
         super().__init__(network, loss, data, config, run, validation, metadata, pictures)
         self.quiet, self.evaluated_at_once = rank > 0, config.batch_size
-        self.rank, self.world, self.last_checkpoint = rank, world, time.monotonic()
+        self.rank, self.world = rank, world
         if rank > 0 and config.resume:
             self.restore(load_state(find_state(config.resume)))
+        self.last_checkpoint = self.minutes
         if config.activation_checkpointing:
             checkpoint_activations(self.network)
         if config.compile:
@@ -126,13 +126,18 @@ class BigTrainer(Trainer):
         return both[0].item(), int(both[1].item())
 
     def checkpoint_is_due(self):
+        """By steps, or by the minutes, on which all processes have agreed."""
         steps = self.config.checkpoint_every
-        by_clock = time.monotonic() - self.last_checkpoint >= self.config.checkpoint_time
+        by_clock = 60 * (self.minutes - self.last_checkpoint) >= self.config.checkpoint_time
         return by_clock or (steps is not None and self.step % steps == 0)
+
+    def validation_loss(self):
+        """Each process computes it, so that none has to wait for another."""
+        self.last_checkpoint = self.minutes
+        return super().validation_loss()
 
     def checkpoint(self, validation_loss, show):
         super().checkpoint(validation_loss, show=False)
-        self.last_checkpoint = time.monotonic()
 
     def train_step(self, progress):
         row = super().train_step(progress)

@@ -17,6 +17,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from common.command import UserError, check_choice
 from common.runs import make_folder, read_json, write_atomically, write_json
-from lesson_06_miniglide.sources import NOT_DOWNLOADED, fingerprint, list_files, read_records
+from lesson_06_miniglide.sources import NO_DAMAGE, fingerprint, list_files, read_records
 
 try:
     import fcntl
@@ -36,6 +37,7 @@ CHUNK = 512  # records
 LONG_CAPTION = 1000  # characters
 TOLERATED = 0.05  # share of the records that may be broken
 BICUBIC = Image.Resampling.BICUBIC
+RESIZE_FILTER = "bicubic, of JPEGs decoded at no less than twice the size"
 RESIZES = {
     "squish": lambda image, size: image.resize((size, size), BICUBIC),
     "crop": lambda image, size: ImageOps.fit(image, (size, size), BICUBIC),
@@ -54,10 +56,12 @@ def load_cache(
     more than 5 % of it is broken and `allow_broken` is not set.
     """
     check_choice("--resize", resize, RESIZES)
-    files = list_files(data_dir)
+    source, caches = Path(data_dir).resolve(), Path(cache_dir or Path(data_dir) / ".cache")
+    files = without(list_files(data_dir), source, caches.resolve())
     settings = {"size": size, "resize": resize, "dogs": dogs, "limit": limit, "source": fingerprint(files)}
-    name = f"{Path(data_dir).resolve().name}_{size}_{resize}" + f"_{limit}" * bool(limit)
-    folder = Path(cache_dir or Path(data_dir) / ".cache") / name
+    folder = caches / (f"{source.name}_{size}_{resize}" + f"_{limit}" * bool(limit))
+    if cache_dir:  # where data sets of the same name may meet
+        folder = folder.with_name(f"{folder.name}_{sha256(str(source).encode()).hexdigest()[:8]}")
     make_folder(folder, "--cache-dir")
     with alone(folder):
         if not begin(folder, settings):
@@ -68,8 +72,16 @@ def load_cache(
                 raise UserError(f"--cache-dir {folder} cannot be written ({error.strerror})") from None
     manifest = read_json(folder / "manifest.json")
     check_broken(manifest, folder, data_dir, allow_broken)
-    captions = [caption for chunk in finished(folder) for caption in chunk["captions"]][: manifest["images"]]
+    captions = [caption for chunk in finished(folder) for caption in chunk["captions"]]
     return np.memmap(folder / "images.uint8", np.uint8, "r", shape=(len(captions), size, size, 3)), captions
+
+
+def without(files, source, caches):
+    """The files of a source but for those of a folder of caches in it. Raises UserError if that is all."""
+    if caches == source:
+        raise UserError("--cache-dir is --data-dir; name another folder")
+    inside = f"{os.path.relpath(caches, source)}/".replace(os.sep, "/")
+    return {path: state for path, state in files.items() if not path.startswith(inside)}
 
 
 @contextmanager
@@ -125,8 +137,11 @@ def build(folder, data_dir, records, settings):
                 break
             batch = records[start : start + CHUNK]
             decoded = pool.map(lambda record: decode(data_dir, record, settings), batch)
-            chunk = {"records": len(batch), "captions": [], "skipped": [], "converted": []}
+            chunk = {"records": 0, "captions": [], "skipped": [], "converted": []}
             for record, (image, notes) in zip(batch, decoded):
+                if count + len(chunk["captions"]) == limit:
+                    break
+                chunk["records"] += 1
                 caption, caption_notes = tidy(record.caption)
                 if image is None:
                     chunk["skipped"] += [(record.image, note) for note in notes]
@@ -139,8 +154,8 @@ def build(folder, data_dir, records, settings):
             journal.flush()
             chunks.append(chunk)
             count += len(chunk["captions"])
-            bar.update(len(batch))
-    counts = {"records": sum(c["records"] for c in chunks), "images": min(count, limit)}
+            bar.update(chunk["records"])
+    counts = {"records": sum(c["records"] for c in chunks), "images": count}
     counts["minutes"] = (time.monotonic() - started) / 60
     names = {kind: by_note(pair for c in chunks for pair in c[kind]) for kind in ("skipped", "converted")}
     write_json(folder / "manifest.json", settings | counts | names, ensure_ascii=False)
@@ -157,7 +172,7 @@ def decode(data_dir, record, settings):
         return None, [record.problem]
     try:
         with Image.open(data_dir / record.image) as image:
-            # a large JPEG is decoded at a fraction of its size
+            # a large JPEG is decoded at a half, a quarter or an eighth of its size
             image.draft(None, (2 * settings["size"], 2 * settings["size"]))
             notes = [UNUSUAL[image.mode]] if image.mode in UNUSUAL else []
             if image.getexif().get(ORIENTATION, 1) != 1:
@@ -208,11 +223,10 @@ def in_words(manifest):
 
 
 def check_broken(manifest, folder, data_dir, allow_broken):
-    """Raises UserError if there is no image, or too many are broken (one never downloaded is not)."""
-    broken = [
-        (names[0], len(names), note) for note, names in manifest["skipped"].items() if note != NOT_DOWNLOADED
-    ]
-    there = manifest["records"] - len(manifest["skipped"].get(NOT_DOWNLOADED, []))
+    """Raises UserError if there is no image, or too many are broken."""
+    skipped = manifest["skipped"]
+    broken = [(names[0], len(names), note) for note, names in skipped.items() if note not in NO_DAMAGE]
+    there = manifest["records"] - sum(len(skipped.get(note, [])) for note in NO_DAMAGE)
     share = sum(count for _, count, _ in broken) / max(1, there)
     list_of_all = f"all are listed in {folder / 'manifest.json'}"
     if not manifest["images"]:

@@ -29,6 +29,7 @@ class CaptionedImages:
     tokens: torch.Tensor | None = None  # int32 [captions, context], or float16 states (outside_text.py)
     mask: torch.Tensor | None = None  # bool [captions, context]
     flip: bool = False  # mirror each image every other time
+    cut: int = 0  # of how many images the caption is longer than the context
 
     def __len__(self):
         return len(self.rows)
@@ -55,8 +56,13 @@ class CaptionedImages:
         return [self.captions[i] for i, _ in counts.most_common(count)]
 
     def tokenized(self, tokenizer):
+        """With what the network reads of each caption. Says how many captions had to be cut for that."""
         tokens, mask = tokenizer.encode(self.captions)
-        return replace(self, tokens=tokens if tokens.is_floating_point() else tokens.int(), mask=mask)
+        long = torch.tensor([len(tokenizer.pieces(caption)) > mask.shape[1] for caption in self.captions])
+        if cut := int(long[self.caption_of[self.rows]].sum()):
+            print(f"captions: {cut} of {len(self)} are cut after {mask.shape[1]} tokens")
+        tokens = tokens if tokens.is_floating_point() else tokens.int()
+        return replace(self, tokens=tokens, mask=mask, cut=cut)
 
     def split(self, fraction, seed=0):
         """(for training, held back): a random share of the images is never trained on."""
@@ -93,7 +99,7 @@ def load_images(config):
                 "http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar"
             )
         print("data: drawn shapes (name a folder of images with --data-dir)")
-        return drawn_shapes(min(config.image_limit or NUM_DRAWN, NUM_DRAWN))
+        return drawn_shapes(config.image_limit or NUM_DRAWN)
     limit = None if config.dogs else config.image_limit
     if config.dogs and config.image_limit:
         print("data: --image-limit is not for --dogs, whose photos are all used")
@@ -114,16 +120,11 @@ def drawn_shapes(n, seed=0, held_out=False):
 def make_tokenizer(captions, text, vocabulary=None):
     """A BPE of at most text.vocab_size tokens trained on the captions, or GPT-2's from a folder.
 
-    text: TextConfig. Prints how many captions are longer than text.context. Raises UserError.
+    text: TextConfig. Raises UserError.
     """
     if vocabulary is None:
-        tokenizer = CaptionTokenizer.train(captions, text.vocab_size, text.context)
-    else:
-        tokenizer = gpt2_tokenizer(vocabulary, text.context)
-    cut = sum(len(tokenizer.pieces(caption)) > text.context for caption in captions)
-    if cut:
-        print(f"captions: {cut} of {len(captions)} are cut after {text.context} tokens")
-    return tokenizer
+        return CaptionTokenizer.train(captions, text.vocab_size, text.context)
+    return gpt2_tokenizer(vocabulary, text.context)
 
 
 def gpt2_tokenizer(folder, context):

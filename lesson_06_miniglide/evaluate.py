@@ -21,9 +21,11 @@ from common.evaluation import fid_between, kid_between
 from common.runs import describe_machine, make_folder, write_json
 from common.sampling import write_npz
 from lesson_06_miniglide import shapes
+from lesson_06_miniglide.cache import RESIZE_FILTER
 from lesson_06_miniglide.captioned_images import as_batch, drawn_shapes, load_images
 from lesson_06_miniglide.generate import Cascade, Generator, load_upsampler
 from lesson_06_miniglide.photo_judge import photo_judge
+from lesson_06_miniglide.upsampler import shrink
 
 CHUNK = 100  # samples drawn at a time and kept in one file
 
@@ -99,6 +101,11 @@ def judge():
     return lambda images: network.read(images)[0]
 
 
+def thumbnails(images):
+    """uint8 [N, 64, 64, 3] -> [N, 192], the colours at 8x8: what stands where, in drawings of shapes."""
+    return shrink(as_batch(images), 8).flatten(1)
+
+
 FEATURES = {"inception": inception, "judge": judge}
 
 
@@ -144,14 +151,17 @@ def memorised(samples, images, held_back, flip=True):
 
 
 def check_shapes(generator, config):
-    """The shares of samples that show all of their caption, for captions as in training and held out."""
+    """The shares of samples that show all of their caption, for captions as in training and held out; FID
+    and KID of the former to fresh drawings of their captions."""
     measured = {"n": config.num_samples}
     for name, held_out in (("all_right", False), ("all_right_held_out", True)):
         data = drawn_shapes(config.num_samples, seed=config.seed + 1, held_out=held_out)
         captions = data.captions_of(torch.arange(len(data)))
         samples = draw_all(generator, captions, name, config)
         measured[name] = shapes.share_right(samples, captions)
-    return measured
+        if not held_out:
+            distances = compare(samples, data.images, thumbnails)
+    return measured | distances
 
 
 def check_photos(generator, data, features_of, config):
@@ -169,19 +179,25 @@ def check_photos(generator, data, features_of, config):
 
 def main(config):
     check_choice("--features", config.features, FEATURES)
-    if config.num_samples < 2:
-        raise UserError(f"--num-samples is {config.num_samples}; two are the least that can be compared")
-    generators = [Generator.load(checkpoint, config.device) for checkpoint in config.checkpoint or (None,)]
+    if config.num_samples < 4:
+        raise UserError(f"--num-samples is {config.num_samples}; four are the least that can be compared")
+    for flag in ("dogs", "held_back_dir", "image_limit"):
+        if getattr(config, flag) and not config.data_dir:
+            raise UserError(f"--{flag.replace('_', '-')} needs --data-dir, the images to compare with")
+    generators = [Generator.load_base(c, config.device) for c in config.checkpoint or (None,)]
     if config.upsampler:
-        upsampler = load_upsampler(config.upsampler, config.noise_level, config.device)
-        generators = [Cascade(generator, upsampler, config.noise_level) for generator in generators]
+        level, device = config.noise_level, config.device
+        upsamplers = [load_upsampler(config.upsampler, level, device, base) for base in generators]
+        generators = [Cascade(*both, level) for both in zip(generators, upsamplers)]
     data = load_images(config) if config.data_dir else None
     features_of = FEATURES[config.features]() if data else None
     make_folder(config.out, "--out")
     rows = []
-    settings = ("guidance_scale", "steps", "sampler", "resize", "features", "seed")
-    settings += ("upsampler", "noise_level")
-    settings = {name: getattr(config, name) for name in settings} | {"resize_filter": "bicubic"}
+    settings = ["guidance_scale", "steps", "sampler", "seed"]
+    settings += ["upsampler", "noise_level"] if config.upsampler else []
+    settings += ["resize", "features"] if data else []
+    settings = {name: getattr(config, name) for name in settings}
+    settings |= {"resize_filter": RESIZE_FILTER} if data else {"features": "thumbnails"}
     for checkpoint, generator in zip(config.checkpoint or ("shipped",), generators):
         if data:
             measured = check_photos(generator, data, features_of, config)

@@ -40,6 +40,13 @@ class Generator:
         network, diffusion, facts = load_network(checkpoint, LESSON, rebuild)
         return cls(network.to(pick_device(device)), diffusion, reader_of(facts), tuple(facts["prompts"]))
 
+    @classmethod
+    def load_base(cls, checkpoint, device="auto"):
+        """The same, if it draws by itself. Raises UserError."""
+        generator = cls.load(checkpoint, device)
+        check_base(generator.network)
+        return generator
+
     @cached_property
     def name(self):
         """A short name of these weights, the same wherever they lie."""
@@ -74,6 +81,11 @@ class Generator:
         return self.draw(prompts, 1, config, steps, sampler, **seen)
 
 
+def check_base(network):
+    if isinstance(network, UpsamplingUNet):
+        raise UserError("--checkpoint is a network that enlarges; name it with --upsampler")
+
+
 @dataclass(frozen=True)
 class Cascade:
     """A Generator whose pictures another one enlarges; is asked like a Generator."""
@@ -91,13 +103,16 @@ class Cascade:
         return self.upsampler.enlarge(images, prompts, self.noise_level, config, steps, sampler)
 
 
-def load_upsampler(checkpoint, noise_level, device):
-    """The Generator that --upsampler names. Raises UserError."""
+def load_upsampler(checkpoint, noise_level, device, base):
+    """The Generator that --upsampler names, to enlarge what `base` draws. Raises UserError."""
     upsampler = Generator.load(checkpoint, device)
     if not isinstance(upsampler.network, UpsamplingUNet):
         raise UserError(f"--upsampler {checkpoint} does not enlarge; train --preset tiny_upsampler")
     if not 0 <= noise_level < (timesteps := upsampler.diffusion.num_timesteps):
         raise UserError(f"--noise-level is {noise_level}; it must lie between 0 and {timesteps - 1}")
+    if (size := base.network.image_shape[-1]) != LOW_RES:
+        need = f"--upsampler enlarges {LOW_RES}x{LOW_RES} pixels"
+        raise UserError(f"{need}, and --checkpoint draws {size}x{size}; train --preset tiny_small for it")
     return upsampler
 
 

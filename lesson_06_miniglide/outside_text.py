@@ -107,7 +107,7 @@ class KeptStates:
     """An encoder of one data set's captions, whose states are computed once and kept in `folder`."""
 
     def __init__(self, encoder, folder):
-        self.encoder, self.folder = encoder, Path(folder)
+        self.encoder, self.folder, self.pieces = encoder, Path(folder), encoder.pieces
 
     def encode(self, captions):
         encoder = self.encoder

@@ -14,10 +14,9 @@ from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import guided
 from lesson_06_miniglide import published_glide
 from lesson_06_miniglide.editing import image_to_image
-from lesson_06_miniglide.generate import LESSON, Generator, load_upsampler, reader_of
+from lesson_06_miniglide.generate import LESSON, Generator, check_base, load_upsampler, reader_of
 from lesson_06_miniglide.inpainting import Repainting, open_picture
 from lesson_06_miniglide.presets import rebuild
-from lesson_06_miniglide.upsampler import UpsamplingUNet
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,9 @@ def edit_or_enlarge(config):
         raise UserError("--mask says which part of an --image to draw anew; name that, too")
     if not 0 < config.strength <= 1:
         raise UserError(f"--strength is {config.strength}; it must be greater than 0 and at most 1")
-    generator = Generator.load(config.checkpoint, config.device)
-    check_base(generator.network)
+    generator = Generator.load_base(config.checkpoint, config.device)
     if config.upsampler:
-        upsampler = load_upsampler(config.upsampler, config.noise_level, config.device)
+        upsampler = load_upsampler(config.upsampler, config.noise_level, config.device, generator)
     prompts = config.prompts(generator.prompts)
     say_what_is_cut(generator.tokenizer, prompts)
     sampler, seen = how_to_draw(config, generator.network, len(prompts))
@@ -95,11 +93,6 @@ def edit_or_enlarge(config):
     if config.upsampler:
         images = upsampler.enlarge(images, prompts, config.noise_level, config, config.steps, config.sampler)
     return images, prompts
-
-
-def check_base(network):
-    if isinstance(network, UpsamplingUNet):
-        raise UserError("--checkpoint is a network that enlarges; name it with --upsampler")
 
 
 def how_to_draw(config, network, n):

@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from common.data import to_pixels
 from common.evaluation import fid_between
@@ -14,6 +13,7 @@ from lesson_04_text_conditioning.velocity import loss_velocity, loss_velocity_si
 from lesson_05_cfg.guidance import drop_captions, loss_of_captions
 from lesson_06_miniglide import shapes
 from lesson_06_miniglide.captioned_images import NUM_DRAWN, as_batch, drawn_shapes, make_tokenizer
+from lesson_06_miniglide.evaluate import thumbnails
 from lesson_06_miniglide.generate import LESSON, Generator
 from lesson_06_miniglide.inpainting import widened
 from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, without_variance
@@ -59,11 +59,6 @@ class Shapes(Experiment):
         return shapes.share_right(to_pixels(samples), self.captions[: len(samples)])
 
 
-def thumbnails(images):
-    """[N, 3, 64, 64] -> [N, 192], colours at 8x8: enough to tell distributions of shapes apart."""
-    return F.adaptive_avg_pool2d(images.clamp(-1, 1), 8).flatten(1)
-
-
 def in_0_to_1(diffusion, denoiser, x_0, t, noise):
     """The mistake: images left in [0, 1], which our losses would refuse; with L_simple."""
     eps_hat = diffusion.ask(denoiser, diffusion.q_sample((x_0 + 1) / 2, t, noise), t)[:, : x_0.shape[1]]
@@ -89,7 +84,7 @@ def errata(config):
 
     def measure(name, generator, scale):
         samples = draw(name, generator, experiment.captions, scale)
-        fid = fid_between(thumbnails(experiment.real), thumbnails(samples))
+        fid = fid_between(*(thumbnails(to_pixels(images)) for images in (experiment.real, samples)))
         return {"n": len(samples), "all_right": experiment.all_right(samples), "fid_of_thumbnails": fid}
 
     for name, (at_t, drop) in ERRATA.items():

@@ -24,7 +24,10 @@ from common.command import UserError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA = ("metadata.jsonl", "metadata.csv")
-NOT_DOWNLOADED = "never downloaded"  # by img2dataset; a link that is dead is no damage
+NOT_DOWNLOADED = "never downloaded"  # by img2dataset
+WITHOUT_CAPTION = "no caption is for it"
+NO_DAMAGE = (NOT_DOWNLOADED, WITHOUT_CAPTION)  # a link that is dead, an image of another list
+BROKEN_JSON = "its .json is broken"
 BREED = re.compile(r"n\d{8}-(.+)")
 
 
@@ -128,13 +131,20 @@ def read_coco(folder, files):
             if any(name in place for name, _ in rows):
                 missing = "its image is missing"
                 records += [Record(place.get(n, n), c, None if n in place else missing) for n, c in rows]
-    return records
+    return records and records + others(files, records, WITHOUT_CAPTION)
+
+
+def others(files, records, problem):
+    """A record of each image that no record is of: nothing is left out in silence."""
+    known = {record.image for record in records}
+    return [Record(path, "", problem) for path in files if is_image(path) and path not in known]
 
 
 def read_img2dataset(folder, files):
     """Rows that could not be downloaded have a .json of their own and no image.
 
-    A .json that is neither beside an image nor a row (with `status`) is something else.
+    A .json that is neither a row (with `status`) nor beside an image nor named by a key is something else;
+    where there is no row at all, all are.
     """
     images, records = by_stem(files, is_image), []
     for path in files:
@@ -145,14 +155,16 @@ def read_img2dataset(folder, files):
             row = json.loads((folder / path).read_bytes())
             caption, status = str(row["caption"] or ""), row["status"]
         except (ValueError, KeyError, TypeError):
-            if image:
-                records.append(Record(image, "", "its .json is broken"))
+            if image or Path(path).stem.isdigit():
+                records.append(Record(image or path, "", BROKEN_JSON))
             continue
         problem = None if image else "its image is missing"
         if status != "success":
             problem = NOT_DOWNLOADED
         records.append(Record(image or path, caption, problem))
-    return records
+    if all(record.problem == BROKEN_JSON for record in records):
+        return []
+    return records + others(files, records, "its .json is missing")
 
 
 def read_imagefolder(folder, files):
@@ -171,7 +183,7 @@ def read_imagefolder(folder, files):
                 if not row.get("file_name"):
                     image, problem = path, "a row without file_name"
                 records.append(Record(image, str(row.get("text") or ""), problem))
-    return records
+    return records and records + others(files, records, WITHOUT_CAPTION)
 
 
 def read_rows(path):

@@ -25,7 +25,7 @@ class Config:
 
     checkpoint: str | None = None  # a .safetensors file or a run's folder; default: the shipped weights
     table: int = 1  # 1: captions by scales; 2: four captions, several samples
-    # the captions; can be given several times; default: the six (table 2: four) most frequent in training
+    # the captions; can be given several times; default: six (table 2: four) of its training's pictures
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     scales: tuple[float, ...] = (1, 3, 6, 12)  # of table 1
     guidance_scale: float = 3.0  # of table 2
@@ -53,7 +53,7 @@ def table_2(generator, prompts, config):
 
 def main(config):
     check_choice("--table", config.table, (1, 2))
-    generator = Generator.load(config.checkpoint, config.device)
+    generator = Generator.load_base(config.checkpoint, config.device)
     make_folder(config.out, "--out")
     prompts = config.prompt or generator.prompts[: 6 if config.table == 1 else 4]
     figure = (table_1 if config.table == 1 else table_2)(generator, prompts, config)

@@ -27,7 +27,8 @@ from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, set
 
 SCALES = (1, 3, 6)  # of guidance, of the pictures along the way
 # What --defaults stands for.
-ORIGINAL = {"preset": "report", "epochs": 100, "batch_size": 8, "learning_rate": 1e-4, "timesteps": 100}
+ORIGINAL = {"preset": "report", "epochs": 100, "batch_size": 8, "grad_accum": 1, "learning_rate": 1e-4}
+ORIGINAL |= {"timesteps": 100}
 NETWORK_FLAGS = ("num_channels", "num_head_channels", "num_res_block", "xf_width", "xf_layers", "xf_heads")
 ORIGINAL |= dict.fromkeys(NETWORK_FLAGS)
 
@@ -84,7 +85,7 @@ class Config(TrainConfig):
     # the run's folder, with checkpoints/ in it; default runs/lesson_06_miniglide/<time>
     out: Annotated[str | None, arg(aliases=["--checkpoint-dir"])] = None
 
-    fixed = ("preset", "timesteps", "no_vlb", "text_encoder", *NETWORK_FLAGS)
+    fixed = ("preset", "timesteps", "no_vlb", "text_encoder", "resize", "flip", *NETWORK_FLAGS)
     default_minutes = 60.0
     default_steps = 100_000
 
@@ -101,6 +102,8 @@ def earlier_weights(config):
     """(weights, facts) of the run that goes on, or of the one to begin with; (None, None) of a new one."""
     if config.resume:
         return load_weights(find_state(config.resume).with_suffix(".safetensors"), LESSON)
+    if config.start_from and (config.text_encoder or config.vocabulary):
+        raise UserError("--start-from brings what reads its captions; leave out --text-encoder, --vocabulary")
     return load_weights(config.start_from, LESSON) if config.start_from else (None, None)
 
 
@@ -172,7 +175,7 @@ def main(config):
     trainer = BigTrainer(network, loss, images, config, run, validation, facts, pictures, rank, world)
     network = trainer.train()
     if run:
-        numbers = {"steps": trainer.step, "images": len(images)}
+        numbers = {"steps": trainer.step, "images": len(images), "captions_cut": images.cut}
         numbers["best_validation_loss"] = trainer.best if validation else None
         run.finish(numbers, "samples.png", pictures(network))
 

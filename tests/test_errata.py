@@ -5,15 +5,18 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import pytest
 import torch
 
+from common.command import run_command
+from common.training import Trainer
 from lesson_01_ddpm.diffusion import ddpm_sample, loss_at_random_t
 from lesson_02_improved_ddpm.variational_bound import learned_or_small
 from lesson_04_text_conditioning.velocity import loss_velocity_simple
 from lesson_05_cfg.guidance import drop_captions, loss_of_captions
 from lesson_06_miniglide.captioned_images import load_images
 from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
-from lesson_06_miniglide.train import Config
+from lesson_06_miniglide.train import Config, main
 from tests.conftest import ROOT
 from tests.test_lesson_06_data import picture, save
 
@@ -30,10 +33,11 @@ def test_image_limit_is_not_for_dogs(tmp_path, capsys):
         for i in range(3):
             save(picture(i), tmp_path / "Images" / breed / f"{i}.jpg")
     flags = {"cache_dir": None, "resize": "squish", "allow_broken": False, "flip": True}
-    flags["data_dir"] = f"{tmp_path}/"  # with a slash at the end
-    assert len(load_images(SimpleNamespace(dogs=True, image_limit=2, **flags))) == 6
-    assert "--image-limit is not for --dogs" in capsys.readouterr().out
-    assert len(load_images(SimpleNamespace(dogs=False, image_limit=2, **flags))) == 2
+    for data_dir in (f"{tmp_path}", f"{tmp_path}/"):  # with a slash at the end or without
+        flags["data_dir"] = data_dir
+        assert len(load_images(SimpleNamespace(dogs=True, image_limit=2, **flags))) == 6
+        assert "--image-limit is not for --dogs" in capsys.readouterr().out
+        assert len(load_images(SimpleNamespace(dogs=False, image_limit=2, **flags))) == 2
 
 
 def test_captions_are_dropped_in_training():
@@ -96,6 +100,31 @@ def test_no_vlb_learns_no_variance():
     few = diffusion.evenly(2)
     *_, last = ddpm_sample(few, lambda x, t: network(x, t, text), x_T, log_variance=learned_or_small)
     assert last.x_prev.isfinite().all()
+
+
+def test_help_names_the_flags_of_the_original(capsys):
+    with pytest.raises(SystemExit):
+        run_command(main, Config, argv=["--help"])
+    said = capsys.readouterr().out
+    flags = "data-dir image-limit dogs checkpoint-dir checkpoint-time continue-train num-channels defaults "
+    flags += "num-head-channels num-res-block xf-width xf-layers xf-heads epochs batch-size timesteps "
+    flags += "learning-rate caption delcheck no-vlb"
+    assert not [flag for flag in flags.split() if f"--{flag}" not in said]
+    config = Config()
+    assert f"(default: {config.batch_size})" in said and f"(default: {config.timesteps})" in said
+
+
+def test_the_optimiser_is_adamw():
+    network = torch.nn.Linear(2, 2)
+    optimizer = Trainer(
+        network, None, None, Config(device="cpu", learning_rate=1e-3), None, None, {}, None
+    ).optimizer
+    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["weight_decay"] > 0
+
+
+def test_kernels_are_not_waited_for():
+    files = [*ROOT.glob("common/*.py"), *ROOT.glob("lesson_*/*.py"), ROOT / ".ci" / "run"]
+    assert not [file for file in files if "CUDA_LAUNCH_BLOCKING" in file.read_text(encoding="utf-8")]
 
 
 def test_heads_cost_no_parameters():

@@ -83,11 +83,15 @@ def test_imagefolder(tmp_path, ending):
     assert [tuple(r) for r in records] == [
         ("train/a.png", 'a "red", small fox', None),
         ("train/missing.png", "nothing", "its image is missing"),
+        ("test/a.png", "", "no caption is for it"),
     ]
+    assert len(load_cache(tmp_path, allow_broken=True)[0]) == 1
+    (tmp_path / "train" / f"metadata.{ending}").write_text(text.replace("missing.png", "./a.png"))
+    assert len(load_cache(tmp_path)[0]) == 2  # an image of another list is no damage
 
 
 def test_coco(tmp_path):
-    for number in (139, 285):
+    for number in (139, 285, 777):
         save(picture(number), tmp_path / "val2017" / f"{number:012}.jpg")
     images = [{"id": n, "file_name": f"{n:012}.jpg"} for n in (139, 285, 632)]
     annotations = [
@@ -101,6 +105,7 @@ def test_coco(tmp_path):
         ("139 first", None),
         ("285 first", None),
         ("", "its image is missing"),
+        ("", "no caption is for it"),
     ]
     assert records[0].image == "val2017/000000000139.jpg"
 
@@ -196,6 +201,7 @@ def test_metadata_without_captions_is_refused(tmp_path):
 def test_odd_things_in_a_folder(tmp_path):
     sidecar(tmp_path, "a.png", picture(), "a")
     (tmp_path / "info.json").write_text("{}")  # not img2dataset's
+    (tmp_path / "a.json").write_text('{"tags": ["x"]}')
     (tmp_path / "dead.png").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to(tmp_path)
     save(picture(), tmp_path / "B.PNG")
@@ -216,11 +222,17 @@ def test_broken_json_and_missing_images(tmp_path):
         img2dataset_row(tmp_path, f"0000000{i:02}")
     (tmp_path / "00000" / "000000007.json").write_text('{"caption": "a pho')
     (tmp_path / "00000" / "000000009.jpg").unlink()
-    images, _ = load_cache(tmp_path)  # 4 %
-    assert len(images) == 48
+    with pytest.raises(UserError, match=r"8\.0% of its records are broken"):
+        for name in ("000000020.json", "000000030.jpg"):
+            (tmp_path / "00000" / name).unlink()
+        (tmp_path / "00000" / "000000030.json").write_text("")
+        load_cache(tmp_path)
+    images, _ = load_cache(tmp_path, allow_broken=True)
+    assert len(images) == 46
     skipped = {
-        "its .json is broken": ["00000/000000007.jpg"],
+        "its .json is broken": ["00000/000000007.jpg", "00000/000000030.json"],
         "its image is missing": ["00000/000000009.json"],
+        "its .json is missing": ["00000/000000020.jpg"],
     }
     assert manifest(tmp_path / ".cache")["skipped"] == skipped
 
@@ -251,6 +263,31 @@ def test_pixels_are_those_of_pillow(many):
 def test_a_limit_takes_exactly_so_many_whole_images(many):
     images, captions = load_cache(many, limit=7, allow_broken=True)
     assert len(images) == 7 and captions[-1] == "number 7"
+    said = manifest(many / ".cache")
+    assert said["images"] == 7 and said["records"] == 8  # up to the seventh, one of them broken
+    assert len(load_cache(many, limit=4)[0]) == 4  # none of the first four is
+
+
+def test_a_large_jpeg_is_resized_as_well(tmp_path):
+    sidecar(tmp_path, "large.jpg", picture(1, (700, 500)), "large", quality=95)
+    with Image.open(tmp_path / "large.jpg") as image:
+        plain = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
+    assert abs(load_cache(tmp_path)[0][0] - plain).max() <= 6
+
+
+def test_a_cache_may_lie_in_the_data_folder(many, capsys):
+    for _ in range(2):
+        assert len(load_cache(many, cache_dir=many / "cache", allow_broken=True)[0]) == 17
+    assert capsys.readouterr().out.count("data: 17 images") == 1  # built once
+    with pytest.raises(UserError, match="name another folder"):
+        load_cache(many, cache_dir=many)
+
+
+def test_data_sets_of_one_name_share_a_cache_folder(tmp_path):
+    for i in (1, 2):
+        sidecar(tmp_path / str(i) / "photos", "a.png", picture(), f"{i}")
+    caches = {i: load_cache(tmp_path / str(i) / "photos", cache_dir=tmp_path / "c")[1] for i in (1, 2)}
+    assert caches == {1: ["1"], 2: ["2"]} and len(list((tmp_path / "c").iterdir())) == 2
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
@@ -326,8 +363,10 @@ def test_batches_hold_images_with_their_captions():
 
 
 def test_captions_that_are_cut_are_counted(capsys):
-    make_tokenizer(["short", "long " * 99], TextConfig(300, context=8))
-    assert "1 of 2 are cut after 8 tokens" in capsys.readouterr().out
+    captions = ["short", "long " * 99, "long " * 99]
+    data = captioned_images("x", np.zeros((3, 64, 64, 3), np.uint8), captions)
+    assert data.tokenized(make_tokenizer(captions, TextConfig(300, context=8))).cut == 2
+    assert "2 of 3 are cut after 8 tokens" in capsys.readouterr().out
 
 
 # -- shapes --------------------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from common.command import UserError
+from common.command import UserError, run_command
 from common.evaluation import fid_between, kid_between
 from lesson_06_miniglide import evaluate, shapes
 from lesson_06_miniglide.captioned_images import drawn_shapes
@@ -53,7 +54,20 @@ def test_an_interrupted_evaluation_goes_on_and_the_last_short_batch_counts(tmp_p
 
 def test_who_draws_right_has_a_full_score(tmp_path):
     measured = check_shapes(Painter(), Config(out=str(tmp_path), num_samples=6))
-    assert measured == {"n": 6, "all_right": 1.0, "all_right_held_out": 1.0}
+    assert (measured["n"], measured["all_right"], measured["all_right_held_out"]) == (6, 1.0, 1.0)
+    assert measured["fid"] < measured["fid_floor"] and abs(measured["kid"]) < 0.05
+
+
+class Forgetful(Painter):
+    name = "forgetful"
+
+    def draw(self, captions, *settings):
+        return super().draw(["a small red circle"] * len(captions), *settings)
+
+
+def test_who_draws_always_the_same_is_far_from_the_drawings(tmp_path):
+    measured = check_shapes(Forgetful(), Config(out=str(tmp_path), num_samples=20))
+    assert measured["all_right"] < 0.2 and measured["kid"] > 0.08
 
 
 def test_distances_of_known_gaussians():
@@ -72,7 +86,61 @@ def test_the_floor_is_one_half_against_the_other():
         return torch.from_numpy(images.reshape(len(images), -1)[:, ::2011].astype(np.float32))
 
     same = compare(images, images, features_of)
-    assert same["fid"] == pytest.approx(0, abs=1e-3 * same["fid_floor"]) and same["fid_floor"] > 0
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    halves = [features_of(images[half.numpy()]) for half in order.chunk(2)]
+    assert same["fid_floor"] == pytest.approx(fid_between(*halves)) and same["fid_floor"] > 0
+    assert same["fid"] == pytest.approx(0, abs=1e-3 * same["fid_floor"])
+
+
+class Copier:
+    """A generator that knows a photo of each breed, and gives every other one of it."""
+
+    name = "copier"
+
+    def __init__(self, photos):
+        self.photos = photos
+
+    def draw(self, captions, guidance_scale, config, steps, sampler):
+        known = sorted(self.photos)
+        wanted = [c if i % 2 else known[known.index(c) - 1] for i, c in enumerate(captions)]
+        return torch.stack([self.photos[name] for name in wanted]).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def test_photos_of_dogs_are_measured(tmp_path, monkeypatch):
+    from tests.test_lesson_06_data import picture, save
+
+    for i, breed in enumerate(("ant", "bee")):
+        for k in range(12):
+            for part in ("train", "held_back"):
+                photo = picture(1000 * i + k + 500 * (part == "train"))
+                save(photo, tmp_path / part / "Images" / f"n0000000{i}-{breed}" / f"{k}.png")
+
+    class Judge:
+        """Knows the two photos."""
+
+        def read(self, images):
+            known = [photo.numpy() for photo in photos.values()]
+            mine = torch.tensor([[np.array_equal(x, photo) for photo in known] for x in images])
+            p = torch.cat([mine.float(), 0.5 * torch.ones(len(images), 1)], 1)
+            return torch.from_numpy(images[:, ::16, ::16].reshape(len(images), -1).astype(np.float32)), p
+
+    config = Config(data_dir=str(tmp_path / "train"), dogs=True, num_samples=8, out=str(tmp_path / "out"))
+    config = replace(config, held_back_dir=str(tmp_path / "held_back"))
+    data = evaluate.load_images(config)
+    photos = {breed: torch.from_numpy(data.images[i].copy()) for breed, i in (("ant", 0), ("bee", 12))}
+    monkeypatch.setattr(evaluate, "photo_judge", lambda: (Judge(), ["ant", "bee"]))
+    measured = evaluate.check_photos(Copier(photos), data, evaluate.judge(), config)
+    assert measured["n"] == 8 and measured["read_as_dog"] == 1 and measured["breed_accuracy"] == 0.5
+    assert measured["memorised"] == 1 and measured["fid"] > 0
+
+
+@pytest.mark.parametrize("flags", [["--dogs"], ["--held-back-dir", "x"], ["--image-limit", "3"]])
+def test_what_is_for_photos_needs_them(flags, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run_command(evaluate.main, Config, argv=[*flags, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and f"{flags[0]} needs --data-dir" in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_copies_are_memorised_and_new_images_are_not():
@@ -94,6 +162,6 @@ def test_tables_from_a_checkpoint(tmp_path):
     run("tables.py", "--checkpoint", "run", "--table", 2, "--steps", 2, "--num-samples", 2)
     one, two = (Image.open(tmp_path / "tables" / f"table_{i}.png") for i in (1, 2))
     assert one.size[1] > one.size[0] > 100 and two.size[0] > 100  # six captions by two scales
-    run("evaluate.py", "--checkpoint", "run", "--checkpoint", "run", "--num-samples", 2, "--steps", 2)
+    run("evaluate.py", "--checkpoint", "run", "--checkpoint", "run", "--num-samples", 4, "--steps", 2)
     content = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert [row["steps"] for row in content["rows"]] == [2, 2] and content["machine"]["torch"]

@@ -140,13 +140,13 @@ def test_a_cascade_draws_small_and_enlarges(trained, tmp_path):
 
 
 def test_a_cascade_is_measured_whole(trained, tmp_path):
-    flags = ["--checkpoint", str(trained / "small"), "--num-samples", "2", "--steps", "2", "--device", "cpu"]
+    flags = ["--checkpoint", str(trained / "small"), "--num-samples", "4", "--steps", "2", "--device", "cpu"]
     flags += ["--upsampler", str(trained / "up"), "--noise-level", "50", "--out", str(tmp_path)]
     run_command(evaluate.main, evaluate.Config, argv=flags)
     (row,) = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
     assert row["upsampler"] == str(trained / "up") and row["noise_level"] == 50
     drawn = next(tmp_path.glob("all_right_*/000000.npz"))
-    assert np.load(drawn)["images"].shape == (2, 64, 64, 3)
+    assert np.load(drawn)["images"].shape == (4, 64, 64, 3)
 
 
 @pytest.mark.parametrize("checkpoint", ["inpaint", "tiny"])
@@ -173,6 +173,7 @@ def test_little_strength_keeps_most_of_the_picture(trained, tmp_path):
         (["--checkpoint", "{}/up"], "name it with --upsampler"),
         (["--checkpoint", "{}/up", "--upsampler", "{}/up"], "name it with --upsampler"),
         (["--checkpoint", "{}/small", "--upsampler", "{}/tiny"], "does not enlarge"),
+        (["--checkpoint", "{}/tiny", "--upsampler", "{}/up"], "--checkpoint draws 64x64"),
         (["--checkpoint", "{}/small", "--upsampler", "{}/up", "--noise-level", "1000"], "between 0 and 999"),
         (["--checkpoint", "{}/tiny", "--mask", "{}/mask.png"], "--mask says which part"),
         (["--checkpoint", "{}/tiny", "--image", "{}/none.png"], "none.png cannot be read as a picture"),

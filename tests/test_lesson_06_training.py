@@ -282,21 +282,62 @@ def test_defaults_are_the_original_whatever_else_is_given():
 
 def run_small(tmp_path, **settings):
     config = Config(out=str(tmp_path / "run"), device="cpu", batch_size=2, learning_rate=1e-3, **settings)
-    run = Run("lesson_06_miniglide", config, "x", keep=3 if config.delcheck else None)
+    run = Run("lesson_06_miniglide", config, "x")
     trainer = BigTrainer(small_network(), at_given_t, Noised(), config, run, None, {}, None)
     trainer.train()
     return sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*.pt"))
 
 
-def test_delcheck_keeps_the_newest_three_checkpoints(tmp_path):
-    settings = {"steps": 5, "checkpoint_every": 1}
-    assert len(run_small(tmp_path / "all", **settings)) == 5
-    assert run_small(tmp_path / "few", delcheck=True, **settings) == [f"step_000000{i}.pt" for i in (3, 4, 5)]
+def test_delcheck_keeps_the_newest_three_checkpoints(tiny_data):
+    for flags, kept in (([], (1, 2, 3, 4, 5)), (["--delcheck"], (3, 4, 5))):
+        out = f"run{len(flags)}"
+        train(tiny_data, *FEW, "--steps", "5", "--checkpoint-every", "1", "--out", out, *flags)
+        there = sorted(path.name for path in (tiny_data / out / "checkpoints").glob("step_*.pt"))
+        assert there == [f"step_{i:07}.pt" for i in kept]
+
+
+def test_the_flags_of_large_networks(tiny_data):
+    flags = ["--grad-accum", "2", "--activation-checkpointing", "--precision", "bf16", "--batch-size", "1"]
+    flags += ["--sample-every", "2", "--validation-fraction", "0.5"]
+    assert train(tiny_data, *FEW, "--out", "run", *flags).returncode == 0
+    assert len(list((tiny_data / "run" / "samples").glob("*.png"))) == 2
+    numbers = read_json(tiny_data / "run" / "metrics.json")
+    assert (numbers["images"], numbers["captions_cut"]) == (6, 0)
+
+
+def train(folder, *flags):
+    done = subprocess.run([sys.executable, TRAIN, *flags], cwd=folder, capture_output=True, text=True)
+    assert done.returncode in (0, 2), done.stderr
+    return done
+
+
+def test_captions_are_dropped_by_default():
+    assert Config().drop_caption == 0.2
+
+
+def test_what_reads_captions_comes_with_the_weights_to_start_from(tiny_data):
+    assert train(tiny_data, *FEW, "--out", "first").returncode == 0
+    for flag in ("--text-encoder", "--vocabulary"):
+        done = train(tiny_data, *FEW, "--start-from", "first", flag, "x", "--out", "second")
+        assert done.returncode == 2 and "leave out --text-encoder" in done.stderr
+    assert not (tiny_data / "second").exists()
 
 
 def test_checkpoints_by_the_clock(tmp_path):
     assert len(run_small(tmp_path / "often", steps=3, checkpoint_time=1e-6)) == 3
     assert len(run_small(tmp_path / "seldom", steps=3, checkpoint_time=1e6)) == 1  # the last
+
+
+def test_a_process_that_writes_nothing_knows_when_a_checkpoint_was(tmp_path):
+    """Otherwise it would compute the validation loss after every step, and all others would wait for it."""
+    config = Config(device="cpu", learning_rate=1e-3, checkpoint_time=600)
+    trainer = BigTrainer(small_network(), at_given_t, Noised(), config, None, None, {}, None, rank=1)
+    due = []
+    for trainer.minutes in (1, 9, 10, 11, 19, 20):
+        due.append(trainer.checkpoint_is_due())
+        if due[-1]:
+            trainer.validation_loss()
+    assert due == [False, False, True, False, False, True]
 
 
 def test_the_samples_need_only_the_checkpoint(tiny_data):
@@ -322,6 +363,7 @@ def test_the_samples_need_only_the_checkpoint(tiny_data):
     assert done.returncode == 0, done.stderr
     _, facts = load_weights(tiny_data / "r", "lesson_06_miniglide")
     assert facts["step"] == 6  # 11 images (one is held back) in batches of 2, once
+    assert facts["config"]["timesteps"] == 10 and "--no-vlb" in facts["command"]
     assert read_json(tiny_data / "r" / "metrics.json")["images"] == 11
     sample = [
         sys.executable,
