@@ -282,7 +282,7 @@ def test_defaults_are_the_original_whatever_else_is_given():
 
 def run_small(tmp_path, **settings):
     config = Config(out=str(tmp_path / "run"), device="cpu", batch_size=2, learning_rate=1e-3, **settings)
-    run = Run("lesson_06_miniglide", config, "x")
+    run = Run("lesson_06_miniglide", config, "x", keep=None)
     trainer = BigTrainer(small_network(), at_given_t, Noised(), config, run, None, {}, None)
     trainer.train()
     return sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*.pt"))
