@@ -117,22 +117,24 @@ class Experiment:
         """The run of a variant, or where those of all are."""
         return Path("runs/experiments") / self.lesson / self.trainings / variant
 
-    def train(self, variant, network, loss, show=None, data=None, **settings):
+    def train(
+        self, variant, network, loss, show=None, data=None, metadata=None, kind=TrainConfig, **settings
+    ):
         """Train for the steps of this experiment, in runs/experiments; returns the averaged network.
 
-        show: as `common.training.train` takes it. data: a data set to train on and a batch to validate with,
-        if not plain digits. settings: of TrainConfig.
+        show, metadata: as `common.training.train` takes them. data: a data set to train on and a batch to
+        validate with, if not plain digits. settings: of a configuration of this kind.
         """
         config, folder = self.config, self.folder_of(variant)
         settings = {"steps": config.steps, "seed": config.seed, "device": config.device} | settings
-        settings = TrainConfig(out=str(folder), **settings)
+        settings = kind(out=str(folder), **settings)
         if any(folder.glob("checkpoints/step_*.pt")):
             settings = replace(settings, resume=str(folder))
         else:  # stopped before its first checkpoint, if it ever began: from the start
             (folder / "config.json").unlink(missing_ok=True)
         data, validation = data or (self.digits, self.held_back.batch(torch.arange(512)))
         run = Run(self.lesson, settings, data.name)
-        return train(network, loss, data, settings, run, validation, show=show)
+        return train(network, loss, data, settings, run, validation, metadata, show)
 
 
 def quality(samples, reference, digits=None, colours=None):

@@ -29,7 +29,7 @@ from lesson_06_miniglide.generate import guided_denoisers, reader_of
 from lesson_06_miniglide.inpainting import Repainting, squished
 from lesson_06_miniglide.upsampler import UpsamplingUNet
 
-STEPS, SAMPLES, LETTERS = 250, 16, 300  # at most, for one who asks
+STEPS, SAMPLES, LETTERS, SIDE = 250, 16, 300, 4096  # at most, for one who asks
 FRAMES = 25  # of the samples as they form
 RESAMPLED = 5  # times, repainting with a network that was not trained to
 REBUILD = {
@@ -93,6 +93,8 @@ def draw(model, prompt, guidance_scale, steps, sampler, thresholding, seed, n, d
     drawing: what gradio's ImageEditor gives. Raises UserError before the first picture, in words for whoever
     looks at the page.
     """
+    if None in (guidance_scale, steps, seed, n):
+        raise UserError("A field is empty: guidance scale, steps, seed and samples are numbers.")
     prompt, steps, n, seed = (prompt or "").strip(), int(steps), int(n), int(seed)
     check(model, prompt, guidance_scale, steps, sampler, seed, n)
     bound, seen = dynamic_threshold if thresholding else clip, {}
@@ -133,6 +135,8 @@ def repainting_of(drawing, image_shape):
     if not drawing or drawing.get("background") is None:
         return None
     channels, size, _ = image_shape
+    if max(drawing["background"].shape[:2]) > SIDE:
+        raise UserError(f"The picture is larger than {SIDE} pixels.")
     paint = np.zeros(drawing["background"].shape[:2], bool)
     for layer in drawing.get("layers") or []:
         paint |= layer[..., 3] > 0
@@ -169,7 +173,9 @@ def page(model):
                 prompt = gr.Textbox(known[0], label="Prompt", max_length=LETTERS)
                 scale = gr.Slider(0, 20, 3, step=0.5, label="Guidance scale (1: the plain model)")
                 steps = gr.Slider(2, STEPS, 20, step=1, label="Steps")
-                sampler = gr.Dropdown(list(SAMPLERS), value="dpm++", label="Sampler")
+                sampler = gr.Dropdown(
+                    list(SAMPLERS), value="dpm++", label="Sampler (repainting untrained: always ddpm)"
+                )
                 thresholding = gr.Checkbox(False, label="Dynamic thresholding")
                 seed = gr.Number(0, label="Seed", precision=0)
                 n = gr.Slider(1, SAMPLES, 4, step=1, label="Samples")
@@ -186,13 +192,16 @@ def page(model):
 
 
 def main(config):
+    if not 0 < config.port < 65536:
+        raise UserError(f"--port is {config.port}; it must lie between 1 and 65535")
     model = Model(config.checkpoint, config.device)
     try:
         blocks = page(model)
     except ImportError:
         raise UserError("the page needs a library: pip install gradio") from None
     try:
-        blocks.launch(server_name=config.host, server_port=config.port, quiet=False, show_error=False)
+        settings = {"server_name": config.host, "server_port": config.port, "max_file_size": "10mb"}
+        blocks.launch(**settings, quiet=False, show_error=False)
     except OSError as error:
         raise UserError(f"--port {config.port} cannot be opened ({error}); name another") from None
 

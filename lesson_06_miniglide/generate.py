@@ -1,6 +1,6 @@
 """A trained network with all that is needed to draw from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 
@@ -15,9 +15,10 @@ from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import guided
 from lesson_06_miniglide.outside_text import FrozenEncoder, is_outside
 from lesson_06_miniglide.presets import rebuild
-from lesson_06_miniglide.upsampler import LOW_RES, UpsamplingUNet, noised, shrink
+from lesson_06_miniglide.upsampler import LOW_RES, UpsamplingUNet, noised, num_levels, shrink
 
 LESSON = "lesson_06_miniglide"
+NOISE_SEED = 715_827_883  # apart from a run's own: the noise that small pictures began as is not for them
 
 
 def reader_of(facts):
@@ -75,9 +76,10 @@ class Generator:
 
         noise_level: the timestep whose noise the small pictures are seen in.
         """
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + NOISE_SEED)
         level = torch.full((len(images),), noise_level)
         seen = noised(self.diffusion, shrink(images, LOW_RES), level)
+        config = replace(config, seed=config.seed + 2 * NOISE_SEED)
         return self.draw(prompts, 1, config, steps, sampler, **seen)
 
 
@@ -108,8 +110,8 @@ def load_upsampler(checkpoint, noise_level, device, base):
     upsampler = Generator.load(checkpoint, device)
     if not isinstance(upsampler.network, UpsamplingUNet):
         raise UserError(f"--upsampler {checkpoint} does not enlarge; train --preset tiny_upsampler")
-    if not 0 <= noise_level < (timesteps := upsampler.diffusion.num_timesteps):
-        raise UserError(f"--noise-level is {noise_level}; it must lie between 0 and {timesteps - 1}")
+    if not 0 <= noise_level < (levels := num_levels(upsampler.diffusion)):
+        raise UserError(f"--noise-level is {noise_level}; it was trained with levels from 0 to {levels - 1}")
     if (size := base.network.image_shape[-1]) != LOW_RES:
         need = f"--upsampler enlarges {LOW_RES}x{LOW_RES} pixels"
         raise UserError(f"{need}, and --checkpoint draws {size}x{size}; train --preset tiny_small for it")

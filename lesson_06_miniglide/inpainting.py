@@ -88,10 +88,10 @@ class Repainting:
         shown = {"image": self.image, "mask": self.known}
         return {name: x.expand(n, -1, -1, -1) for name, x in shown.items()}
 
-    def bound(self, x_0):
+    def bound(self, x_0, bound=clip):
         """The predicted x_0, with the known pixels overwritten (a `bound` for any sampler)."""
         known = self.known.to(x_0.device)
-        return clip(x_0 * (1 - known) + self.image.to(x_0.device) * known)
+        return bound(x_0) * (1 - known) + self.image.to(x_0.device) * known
 
     def drawn_by(self, network, sampler, n, times, bound=clip):
         """(a sampler, what the network sees) for n samples.
@@ -100,7 +100,7 @@ class Repainting:
         many `times`, x_0 bounded by `bound`.
         """
         if isinstance(network, InpaintingUNet):
-            return partial(sampler, bound=self.bound), self.seen(n)
+            return partial(sampler, bound=partial(self.bound, bound=bound)), self.seen(n)
         kept = {"image": self.image, "known": self.known}
         return partial(inpaint_sample, times=times, bound=bound, **kept), {}
 
@@ -119,6 +119,8 @@ def squished(picture, size, channels=3):
 
 def read_picture(path, flag):
     try:
-        return Image.open(path)
-    except OSError as error:
+        picture = Image.open(path)
+        picture.load()
+        return picture
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{flag} {path} cannot be read as a picture ({error})") from None

@@ -151,7 +151,9 @@ def new_diffusion(timesteps, preset="tiny"):
 
 
 def rebuild(facts):
-    """(network, diffusion) of a checkpoint's facts."""
+    """(network, diffusion) of a checkpoint's facts. Raises UserError."""
+    if "network" not in facts:
+        raise UserError("--checkpoint holds a network that does not draw")
     preset = facts["config"]["preset"]
     diffusion = new_diffusion(facts["config"]["timesteps"], preset)
     network = as_config(ADMConfig, facts["network"])

@@ -7,11 +7,12 @@ The weights are local files. base.pt and upsample.pt draw; base_inpaint.pt and u
     for f in encoder.json vocab.bpe; do curl -O $U/gpt-2/models/124M/$f; done
     sha256sum *.pt encoder.json vocab.bpe > glide.sha256       # later: sha256sum -c glide.sha256
 
+encoder.json is to begin with 196139668be63f3b and vocab.bpe with 1ce1664773c50f3e.
+
     python lesson_06_miniglide/sample.py --openai base.pt --openai-upsampler upsample.pt --vocabulary . \
         --prompt "an oil painting of a corgi"
 """
 
-import pickle
 from functools import partial
 
 import torch
@@ -56,21 +57,24 @@ def load_published(path, settings, flag):
         network = glide_from_published(settings | {"inpaint": seen == plain + 4}, weights)
     except OSError as error:
         raise UserError(f"{flag} {path} cannot be read ({error.strerror})") from None
-    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except Exception as error:  # whatever else a file may hold, or not
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"{flag} {path} is not the published network of that name ({reason})") from None
     return network.requires_grad_(False)
 
 
-def draw_base(network, tokenizer, prompts, guidance_scale, config, repainting=None):
-    """A sample a prompt, [N, 3, 64, 64]. config: with `sampler`, `steps`, `seed` and `device`."""
-    process = GaussianDiffusion(cosine_betas(1000))
+def base_process(config):
+    """The base model's process with `config.steps` timesteps. Raises UserError."""
     try:
-        process = process.keep(space_timesteps(1000, str(config.steps)))
+        return GaussianDiffusion(cosine_betas(1000)).keep(space_timesteps(1000, str(config.steps)))
     except ValueError as error:
         raise UserError(f"--steps {config.steps}: {error}") from None
+
+
+def draw_base(network, tokenizer, prompts, guidance_scale, config, repainting=None):
+    """A sample a prompt, [N, 3, 64, 64]. config: with `sampler`, `steps`, `seed` and `device`."""
     bound, seen = (repainting.bound, repainting.seen(len(prompts))) if repainting else (clip, {})
-    sampler = partial(SAMPLERS[config.sampler], process, bound=bound)
+    sampler = partial(SAMPLERS[config.sampler], base_process(config), bound=bound)
     denoiser_of = guided_denoisers(network, tokenizer, prompts, guidance_scale, **seen)
     return sample_batches(sampler, denoiser_of, network.image_shape, len(prompts), config)
 
@@ -92,11 +96,22 @@ def enlarge(network, tokenizer, prompts, low_res, config, repainting=None):
     return sample_batches(cooler, denoiser_of, network.image_shape, len(prompts), config, batch_size=4)
 
 
-def sample(config):
-    """sample.py with --openai: (images, prompts). Every flag is checked before any work is done.
+def load_enlarger(config, size):
+    """`enlarge` with the network of --openai-upsampler, for what another network has drawn. Raises UserError.
 
-    Raises UserError.
+    size: of that network's pictures.
     """
+    if config.mask:
+        raise UserError("--openai-upsampler repaints what --openai has repainted; leave one out")
+    if size != BASE["image_size"] and not config.upsampler:
+        raise UserError(f"--openai-upsampler enlarges 64x64 pixels, and --checkpoint draws {size}x{size}")
+    tokenizer = gpt2_tokenizer(config.vocabulary, UPSAMPLER["text_ctx"])
+    network = load_published(config.openai_upsampler, UPSAMPLER, "--openai-upsampler")
+    return partial(enlarge, network.to(pick_device(config.device)), tokenizer)
+
+
+def sample(config):
+    """sample.py with --openai: (images, prompts). Raises UserError."""
     if config.checkpoint:
         raise UserError("--openai and --checkpoint name two networks; leave one out")
     if not config.vocabulary:
@@ -104,15 +119,17 @@ def sample(config):
     if bool(config.image) != bool(config.mask):
         raise UserError("to repaint takes both, --image and --mask (white where to draw anew)")
     tokenizer = gpt2_tokenizer(config.vocabulary, BASE["text_ctx"])
+    base_process(config)
     prompts = config.prompts(["an oil painting of a corgi"])
     say_what_is_cut(tokenizer, prompts)
 
     def load(path, settings, flag):
-        network = load_published(path, settings, flag).to(pick_device(config.device))
-        if config.image and not network.inpaint:
-            raise UserError(f"{flag} {path} cannot repaint an --image; take the published one for inpainting")
         size = settings["image_size"]
-        return network, Repainting.load(config.image, config.mask, size) if config.image else None
+        repainting = Repainting.load(config.image, config.mask, size) if config.image else None
+        network = load_published(path, settings, flag).to(pick_device(config.device))
+        if repainting and not network.inpaint:
+            raise UserError(f"{flag} {path} cannot repaint an --image; take the published one for inpainting")
+        return network, repainting
 
     base, repainting = load(config.openai, BASE, "--openai")
     if config.openai_upsampler:

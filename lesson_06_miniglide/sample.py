@@ -3,7 +3,7 @@
 python lesson_06_miniglide/sample.py --checkpoint runs/lesson_06_miniglide/... --prompt "golden retriever"
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,8 @@ class Config(PromptConfig):
     guidance_scale: float | None = None
     # network evaluations a sample (two at once, with and without caption); default 20, of --openai 100
     steps: int | None = None
-    # ddpm (ancestral), ddim or dpm++ (DPM-Solver++(2M)); default dpm++, of --openai ddpm
+    # ddpm (ancestral), ddim or dpm++ (DPM-Solver++(2M)); default dpm++, of --openai ddpm; a network that was
+    # not trained to repaint does so ancestrally
     sampler: str | None = None
 
     upsampler: str | None = None  # a checkpoint of --preset tiny_upsampler, to enlarge what was drawn
@@ -35,29 +36,48 @@ class Config(PromptConfig):
     image: str | None = None  # a picture to start from, or with --mask to repaint
     mask: str | None = None  # a picture that is white where to draw anew, black where --image is kept
     strength: float = 0.7  # of the noise that --image starts in: 1 leaves nothing of it
-    times: int = 5  # repainting with a network that was not trained to: how often each step is taken
+    # repainting with a network that was not trained to: how often each step is taken, each time anew
+    times: int = 5
 
     openai: str | None = None  # the published GLIDE instead: base.pt, or base_inpaint.pt to repaint
-    openai_upsampler: str | None = None  # 64 to 256 pixels: upsample.pt, or upsample_inpaint.pt
-    vocabulary: str | None = None  # of the published GLIDE: a folder of GPT-2's encoder.json and vocab.bpe
+    # 64 to 256 pixels, for the published GLIDE or any other: upsample.pt, or upsample_inpaint.pt to repaint
+    openai_upsampler: str | None = None
+    vocabulary: str | None = None  # of the published networks: a folder of GPT-2's encoder.json, vocab.bpe
 
 
 def main(config):
-    for flag in ("openai_upsampler", "vocabulary"):
-        if getattr(config, flag) and not config.openai:
-            raise UserError(f"--{flag.replace('_', '-')} needs --openai, a published base model")
+    refuse_what_does_nothing(config)
     config = with_defaults(config)
-    if not (config.openai or config.image or config.mask or config.upsampler):
+    if not (config.openai or config.openai_upsampler or config.image or config.mask or config.upsampler):
         denoiser_for = partial(guided, guidance_scale=config.guidance_scale)
         return sample_prompts(config, LESSON, SAMPLERS, denoiser_for, rebuild_base, reader_of)
     check_choice("--sampler", config.sampler, SAMPLERS)
     check_out(config.out)
     if config.out.endswith(".gif"):
-        but = "with --openai, --upsampler, --image or --mask it must be a .png, an .npz or a folder"
+        but = "with --openai, an upsampler, --image or --mask it must be a .png, an .npz or a folder"
         raise UserError(f"--out {config.out}: {but}")
     images, prompts = (published_glide.sample if config.openai else edit_or_enlarge)(config)
     write_images(Path(config.out), images, prompts, **in_rows(prompts))
     print(f"{len(prompts)} samples, {config.steps} steps: {config.out}")
+
+
+def refuse_what_does_nothing(config):
+    """Raises UserError for flags that would be given in vain."""
+    given = {field.name for field in fields(Config) if getattr(config, field.name) != field.default}
+    in_vain = [({"openai"}, {"upsampler", "noise_level", "strength", "times"})]
+    in_vain += [({"mask"}, {"strength", "upsampler"})]
+    for those, flags in in_vain:
+        if those <= given and (flag := min(flags & given, default=None)):
+            raise UserError(f"{as_flag(flag)} does nothing beside {as_flag(*those)}; leave it out")
+    needed = {"openai_upsampler": {"vocabulary"}, "vocabulary": {"openai", "openai_upsampler"}}
+    needed |= {"noise_level": {"upsampler"}, "strength": {"image"}, "times": {"mask"}}
+    for flag, others in needed.items():
+        if flag in given and not others & given:
+            raise UserError(f"{as_flag(flag)} needs {' or '.join(map(as_flag, sorted(others)))}")
+
+
+def as_flag(name):
+    return f"--{name.replace('_', '-')}"
 
 
 def with_defaults(config):
@@ -86,12 +106,16 @@ def edit_or_enlarge(config):
     generator = Generator.load_base(config.checkpoint, config.device)
     if config.upsampler:
         upsampler = load_upsampler(config.upsampler, config.noise_level, config.device, generator)
+    if config.openai_upsampler:
+        enlarge = published_glide.load_enlarger(config, generator.network.image_shape[-1])
     prompts = config.prompts(generator.prompts)
     say_what_is_cut(generator.tokenizer, prompts)
     sampler, seen = how_to_draw(config, generator.network, len(prompts))
     images = generator.draw(prompts, config.guidance_scale, config, config.steps, sampler, **seen)
     if config.upsampler:
         images = upsampler.enlarge(images, prompts, config.noise_level, config, config.steps, config.sampler)
+    if config.openai_upsampler:
+        images = enlarge(prompts=prompts, low_res=images, config=config)
     return images, prompts
 
 

@@ -1,6 +1,6 @@
 """Experiments on drawn shapes, and the first of them: the original's errata. Run by experiments.py."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from lesson_06_miniglide.evaluate import thumbnails
 from lesson_06_miniglide.generate import LESSON, Generator
 from lesson_06_miniglide.inpainting import widened
 from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, without_variance
+from lesson_06_miniglide.train import Config
 
 SCALES = (1, 3)  # of guidance
 SHOWN_STEPS = 50  # ancestral: the one sampler that uses the learned variance
@@ -50,8 +51,12 @@ class Shapes(Experiment):
         network = new_network(preset, settings, text, diffusion.alpha_bar)
         if start_from:
             network.load_state_dict(widened(start_from.network.state_dict(), network))
-        of_train = {"batch_size": 32, "learning_rate": PRESETS[preset].learning_rate, "ema_decay": 0.999}
-        trained = self.train(name, network, loss, data=(self.data, self.validation), **of_train)
+        facts = {"network": asdict(settings), "text": asdict(text), "tokenizer": self.tokenizer.to_json()}
+        facts["prompts"] = SHOWN
+        of_train = {"preset": preset, "learning_rate": PRESETS[preset].learning_rate, "drop_caption": drop}
+        of_train["checkpoint_every"] = 500
+        data = (self.data, self.validation)
+        trained = self.train(name, network, loss, data=data, metadata=facts, kind=Config, **of_train)
         return Generator(trained, diffusion, self.tokenizer)
 
     def all_right(self, samples):

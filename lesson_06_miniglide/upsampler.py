@@ -47,8 +47,12 @@ def noised(diffusion, low_res, level):
 
 def enlarge(diffusion, network, x_0):
     """The task: draw x_0, seeing it small and with noise of the first half of the timesteps."""
-    level = torch.randint(diffusion.num_timesteps // 2, (len(x_0),))
+    level = torch.randint(num_levels(diffusion), (len(x_0),))
     return x_0, noised(diffusion, shrink(x_0, LOW_RES), level)
+
+
+def num_levels(diffusion):
+    return diffusion.num_timesteps // 2
 
 
 def draw_small(diffusion, network, x_0):

@@ -4,11 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from common.command import UserError, run_command
 from common.runs import shipped_weights
+from lesson_01_ddpm.diffusion import clip
 from lesson_06_miniglide import demo
 from lesson_06_miniglide.demo import Model, draw, repainting_of
+from lesson_06_miniglide.inpainting import Repainting
+from lesson_06_miniglide.presets import PRESETS, new_network
 
 LESSONS = ["lesson_01_ddpm", "lesson_02_improved_ddpm", "lesson_03_adm", "lesson_04_text_conditioning"]
 ASK = {"guidance_scale": 3, "steps": 2, "sampler": "dpm++", "thresholding": False, "seed": 0, "n": 2}
@@ -68,6 +72,7 @@ def test_what_is_not_painted_stays(model):
         ({"n": 17}, "between 1 and 16"),
         ({"guidance_scale": float("nan")}, "between 0 and 20"),
         ({"seed": -1}, "The seed"),
+        ({"seed": None}, "A field is empty"),
         ({"sampler": "x"}, "The sampler x is unknown"),
     ],
 )
@@ -81,6 +86,32 @@ def test_lesson_3_wants_a_digit():
         ask(Model(shipped_weights("lesson_03_adm"), "cpu"), prompt="a red seven")
 
 
+def test_a_picture_that_is_too_large(model):
+    drawing = {"background": np.zeros((4097, 10, 3), np.uint8), "layers": []}
+    with pytest.raises(UserError, match="larger than 4096 pixels"):
+        ask(model, prompt="a red seven", drawing=drawing)
+
+
+def test_thresholding_counts_where_a_picture_is_repainted():
+    repainting = Repainting(torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8))
+    with torch.device("meta"):
+        network = new_network("tiny_inpainting", *PRESETS["tiny_inpainting"][:2], torch.ones(1))
+    for bound, largest in ((clip, 1.0), (lambda x_0: x_0 / 2, 2.0)):
+        sampler, _ = repainting.drawn_by(network, lambda bound: bound, 1, 5, bound)
+        assert sampler()(torch.full((1, 3, 8, 8), 4.0)).max() == largest
+
+
+def test_what_is_no_drawing_network_and_no_port_are_said_in_a_line(capsys):
+    clip_weights = shipped_weights("lesson_06_miniglide", "clip")
+    flags = {("--checkpoint", str(clip_weights)): "does not draw", ("--port", "99999"): "between 1 and 65535"}
+    for argv, line in flags.items():
+        with pytest.raises(SystemExit, match="2"):
+            run_command(demo.main, demo.Config, argv=list(argv))
+        error = capsys.readouterr().err
+        assert line in error and error.count("\n") == 1
+    assert demo.Config().host == "127.0.0.1"
+
+
 def test_a_checkpoint_that_is_none_is_said_in_a_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run_command(demo.main, demo.Config, argv=["--checkpoint", str(tmp_path / "x.safetensors")])
@@ -91,7 +122,8 @@ def test_the_page_in_a_browser(model):
     """Open, type a prompt, draw, see a picture; a prompt that is none shows a message."""
     pytest.importorskip("gradio", reason="gradio is not installed")
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or pytest.skip("there is no chromium")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None) or pytest.skip("there is no chromium")
     blocks = demo.page(model)
     _, address, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     try:

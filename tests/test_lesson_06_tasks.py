@@ -10,7 +10,8 @@ from PIL import Image
 
 from common.command import run_command
 from common.runs import saved_config
-from lesson_06_miniglide import evaluate, sample, train
+from lesson_06_miniglide import evaluate, generate, sample, train
+from lesson_06_miniglide.generate import Generator
 from lesson_06_miniglide.inpainting import InpaintingUNet, inpaint, random_mask, widened
 from lesson_06_miniglide.patches import PatchVelocityUNet
 from lesson_06_miniglide.presets import new_diffusion
@@ -128,6 +129,8 @@ def trained(tmp_path_factory):
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 32:] = 255
     Image.fromarray(mask).save(folder / "mask.png")
+    whole = (folder / "image.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     return folder
 
 
@@ -159,6 +162,18 @@ def test_repainting_keeps_what_is_black_in_the_mask(checkpoint, trained, tmp_pat
     assert (images[:, :, 32:] != image[None, :, 32:]).mean() > 0.9
 
 
+def test_the_noise_of_small_pictures_is_not_what_they_began_as(trained, monkeypatch):
+    seen = []
+    noting = lambda *args: seen.append(noised(*args)) or seen[-1]  # noqa: E731
+    monkeypatch.setattr(generate, "noised", noting)
+    upsampler = Generator.load(trained / "up", "cpu")
+    small = torch.zeros(2, 3, 16, 16)
+    upsampler.enlarge(small, ["a", "b"], 499, sample.Config(device="cpu"), steps=1)
+    noise = seen[0]["low_res"] / (1 - upsampler.diffusion.alpha_bar[499]).sqrt().float()
+    x_T = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert noise.std() == pytest.approx(1, abs=0.1) and abs((noise * x_T).mean()) < 0.1
+
+
 def test_little_strength_keeps_most_of_the_picture(trained, tmp_path):
     flags = ["--checkpoint", str(trained / "tiny"), "--image", str(trained / "image.png")]
     flags += ["--prompt", "a red circle", "--sampler", "ddim", "--out", str(tmp_path / "out.npz")]
@@ -174,10 +189,15 @@ def test_little_strength_keeps_most_of_the_picture(trained, tmp_path):
         (["--checkpoint", "{}/up", "--upsampler", "{}/up"], "name it with --upsampler"),
         (["--checkpoint", "{}/small", "--upsampler", "{}/tiny"], "does not enlarge"),
         (["--checkpoint", "{}/tiny", "--upsampler", "{}/up"], "--checkpoint draws 64x64"),
-        (["--checkpoint", "{}/small", "--upsampler", "{}/up", "--noise-level", "1000"], "between 0 and 999"),
+        (["--checkpoint", "{}/small", "--upsampler", "{}/up", "--noise-level", "500"], "from 0 to 499"),
+        (
+            ["--checkpoint", "{}/small", "--openai-upsampler", "x", "--vocabulary", "{}"],
+            "--openai-upsampler enlarges 64x64 pixels",
+        ),
         (["--checkpoint", "{}/tiny", "--mask", "{}/mask.png"], "--mask says which part"),
         (["--checkpoint", "{}/tiny", "--image", "{}/none.png"], "none.png cannot be read as a picture"),
         (["--checkpoint", "{}/tiny", "--image", "{}/image.png", "--strength", "0"], "--strength is 0"),
+        (["--checkpoint", "{}/tiny", "--image", "{}/cut.png"], "cut.png cannot be read as a picture"),
         (["--checkpoint", "{}/tiny", "--times", "0"], "--times is 0"),
     ],
 )

@@ -1,6 +1,7 @@
 """The published GLIDE in our code: its files, its recipe, and what is wrong with a file that is not one."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,16 +11,20 @@ from PIL import Image
 from tokenizers import ByteLevelBPETokenizer
 
 from common.command import run_command
+from lesson_01_ddpm import diffusion
+from lesson_01_ddpm.diffusion import linear_betas
+from lesson_02_improved_ddpm import ddim
 from lesson_02_improved_ddpm.schedules import space_timesteps
 from lesson_03_adm.published import config_from_published
 from lesson_04_text_conditioning.published import glide_from_published
 from lesson_04_text_conditioning.text_transformer import Text
+from lesson_04_text_conditioning.text_unet import TextUNet
 from lesson_04_text_conditioning.tokenizer import END
 from lesson_06_miniglide import sample
 from lesson_06_miniglide.captioned_images import gpt2_tokenizer
 from lesson_06_miniglide.inpainting import Repainting
-from lesson_06_miniglide.presets import GLIDE, PRESETS, new_network
-from lesson_06_miniglide.published_glide import BASE, draw_base, enlarge
+from lesson_06_miniglide.presets import GLIDE, GLIDE_TEXT, PRESETS, new_network
+from lesson_06_miniglide.published_glide import BASE, UPSAMPLER, draw_base, enlarge
 from tests.test_golden import golden_json, published_weights
 
 CONFIG = SimpleNamespace(sampler="ddpm", steps=2, seed=0, device="cpu")
@@ -131,6 +136,44 @@ def test_the_upsampler_is_asked_as_glide_asks_it(vocabulary):
     assert text.embedding.tolist() == [[1] + [0] * 7, [0] * 8]  # each its own caption, nothing beside it
 
 
+class Gray(Recorder):
+    """Takes every picture for gray: eps_hat of x_0 = 0, which is so on the right schedule alone."""
+
+    def forward(self, x_t, t, text, low_res, image=None, mask=None):
+        alpha_bar = (1 - linear_betas(1000)).cumprod(0)[t].float().view(-1, 1, 1, 1)
+        return torch.cat([x_t / (1 - alpha_bar).sqrt(), torch.zeros_like(x_t)], 1)
+
+
+def test_the_upsampler_has_its_own_schedule_and_draws_no_noise_but_to_repaint(vocabulary, monkeypatch):
+    tokenizer, low_res, drawn = gpt2_tokenizer(vocabulary, 8), torch.zeros(1, 3, 4, 4), []
+    for module in (diffusion, ddim):
+        monkeypatch.setattr(module, "gaussian_noise", lambda x, g: drawn.append(1) or torch.zeros_like(x))
+    assert enlarge(Gray(), tokenizer, ["a"], low_res, CONFIG).abs().max() < 1e-4 and not drawn
+    known = torch.zeros(1, 1, 8, 8)
+    known[..., :4] = 1
+    repainting = Repainting(torch.full((1, 3, 8, 8), 0.5), known)
+    images = enlarge(Gray(), tokenizer, ["a"], low_res, CONFIG, repainting)
+    assert len(drawn) == 26 and (images[..., :4] == 0.5).all() and images[..., 4:].abs().max() < 1e-4
+
+
+def test_what_glide_does_where_nothing_is_said():
+    def settings(**flags):
+        config = sample.with_defaults(sample.Config(**flags))
+        return config.steps, config.sampler, config.guidance_scale
+
+    assert settings(openai="x") == (100, "ddpm", 3.0)
+    assert settings(openai="x", mask="y") == (100, "ddpm", 5.0)
+    assert settings() == (20, "dpm++", 3.0)
+
+
+@pytest.mark.parametrize("inpaint, count", [(False, 398_361_286), (True, 398_368_198)])
+def test_parameters_of_the_published_upsamplers(inpaint, count):
+    config = replace(config_from_published(UPSAMPLER), out_channels=6)
+    with torch.device("meta"):
+        network = TextUNet(config, GLIDE_TEXT, inpaint, upsample=True)
+    assert sum(p.numel() for p in network.parameters()) == count
+
+
 def test_repainting_keeps_known_pixels_and_draws_the_others(vocabulary):
     network, tokenizer = golden_network("glide_inpaint"), gpt2_tokenizer(vocabulary, 16)
     image, known = torch.rand(1, 3, 32, 32) * 2 - 1, torch.zeros(1, 1, 32, 32)
@@ -156,6 +199,12 @@ def test_masks_are_white_where_to_draw(tmp_path):
     "flags, line",
     [
         (["--vocabulary", "x"], "--vocabulary needs --openai"),
+        (["--openai-upsampler", "x"], "--openai-upsampler needs --vocabulary"),
+        (["--openai", "{}/none.pt", "--times", "3"], "--times does nothing beside --openai"),
+        (["--openai", "{}/none.pt", "--vocabulary", "{}", "--steps", "2000"], "--steps 2000"),
+        (["--openai", "{}/empty.pt", "--vocabulary", "{}"], "empty.pt is not the published network"),
+        (["--image", "x", "--mask", "y", "--strength", "0.2"], "--strength does nothing beside --mask"),
+        (["--noise-level", "7"], "--noise-level needs --upsampler"),
         (["--openai", "{}/none.pt"], "--openai needs --vocabulary"),
         (["--openai", "{}/none.pt", "--vocabulary", "{}"], "none.pt cannot be read"),
         (["--openai", "{}/vocab.bpe", "--vocabulary", "{}"], "vocab.bpe is not the published network"),
@@ -167,6 +216,7 @@ def test_masks_are_white_where_to_draw(tmp_path):
 )
 def test_what_is_wrong_is_said_in_a_line(flags, line, vocabulary, capsys):
     torch.save(published_weights(golden_json("glide_base")["parameters"]), vocabulary / "small.pt")
+    (vocabulary / "empty.pt").write_bytes(b"")
     with pytest.raises(SystemExit, match="2"):
         run_command(sample.main, sample.Config, argv=[flag.format(vocabulary) for flag in flags])
     error = capsys.readouterr().err
