@@ -9,6 +9,7 @@ import shlex
 import struct
 import sys
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -165,6 +166,14 @@ def load_weights(checkpoint, lesson):
         hint = f"; try python {origin}/sample.py" if "lesson" in facts else ""
         raise UserError(f"--checkpoint {path} comes from {origin}, not from {lesson or 'one'}{hint}")
     return weights, facts
+
+
+def digest(network):
+    """A short name of a network's weights, the same wherever they lie."""
+    found = sha256()
+    for weight in network.state_dict().values():
+        found.update(weight.float().cpu().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def shipped_weights(lesson, name=None):

@@ -148,13 +148,15 @@ def table(results, start):
 
 
 def ladder():
-    """What each lesson bought, a row a lesson; of a sweep over guidance scales, s = 3."""
+    """What each lesson with digits bought, a row a lesson; of a sweep over guidance scales, s = 3."""
     columns = ("bits_per_dim", "confident", "digit_accuracy", "colour_accuracy", "fid", "fid_floor", "n")
     heads = ["lesson", "parameters", "minutes", "steps", *(HEADS[name] for name in columns)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for file in sorted(ROOT.glob("lesson_*/results/metrics.json")):
         metrics = read_json(file)
         row = next((row for row in metrics.get("sweep", []) if row["guidance_scale"] == 3), metrics)
+        if "confident" not in row:  # other pictures, and other features
+            continue
         cells = [shown(name, row.get(name)) for name in columns]
         numbers = [f"{metrics['parameters']:,}", f"{metrics['minutes']:.1f}", f"{metrics['steps']:,}"]
         cells = [file.parent.parent.name, *numbers, *cells]

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 
 import torch
 
 from common.command import UserError, check_choice, pick_device
+from common.runs import digest
 from common.sampling import in_steps, load_network, sample_batches
 from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_04_text_conditioning.captioned_mnist import denoiser_of_prompts, tokenizer_of
@@ -51,10 +51,7 @@ class Generator:
     @cached_property
     def name(self):
         """A short name of these weights, the same wherever they lie."""
-        digest = sha256()
-        for weight in self.network.state_dict().values():
-            digest.update(weight.float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return digest(self.network)
 
     def draw(self, prompts, guidance_scale, config, steps=20, sampler="dpm++", **seen):
         """A sample a prompt: float [N, 3, H, W]. config: with `seed` and `device`.

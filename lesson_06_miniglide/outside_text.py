@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from common.command import UserError
-from common.runs import make_folder, write_atomically
+from common.runs import digest, make_folder, write_atomically
 from lesson_04_text_conditioning.text_transformer import Text
 
 BATCH = 64  # captions at a time
@@ -69,8 +69,8 @@ class FrozenEncoder:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name)
             self.model = T5EncoderModel.from_pretrained(name).eval().requires_grad_(False)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except (OSError, ValueError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
             raise UserError(
                 f"--text-encoder {name} cannot be had ({reason}); name a folder with it"
             ) from None
@@ -111,7 +111,7 @@ class KeptStates:
 
     def encode(self, captions):
         encoder = self.encoder
-        settings = str((encoder.name, encoder.context, encoder.width, captions)).encode(errors="replace")
+        settings = str((digest(encoder.model), encoder.context, captions)).encode(errors="replace")
         path = self.folder / f"states_{sha256(settings).hexdigest()[:16]}.npy"
         if not path.exists():
             make_folder(self.folder, "--cache-dir")

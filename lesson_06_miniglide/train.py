@@ -95,6 +95,8 @@ def resolved(config):
     check_choice("--preset", config.preset, PRESETS)
     check_choice("--precision", config.precision, PRECISIONS)
     config = replace(config, **ORIGINAL) if config.defaults else config
+    if config.text_encoder and (config.xf_layers or config.xf_heads):
+        raise UserError("--xf-layers and --xf-heads do nothing beside --text-encoder; leave them out")
     return replace(config, learning_rate=config.learning_rate or PRESETS[config.preset].learning_rate)
 
 

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from common.command import UserError, run_command
+from common.data import to_pixels
 from common.evaluation import fid_between, kid_between
 from lesson_06_miniglide import evaluate, shapes
 from lesson_06_miniglide.captioned_images import drawn_shapes
 from lesson_06_miniglide.evaluate import Config, check_shapes, compare, draw_all, memorised
+from lesson_06_miniglide.generate import Generator
 from tests.conftest import ROOT
 
 
@@ -148,6 +150,16 @@ def test_copies_are_memorised_and_new_images_are_not():
     assert memorised(seen[:20], seen, held_back) == 1
     assert memorised(seen[:20, :, ::-1], seen, held_back) == 1  # mirrored, as in training
     assert memorised(fresh, seen, held_back) < 0.2
+
+
+def test_shipped_weights_draw_shapes_of_one_kind():
+    drawn = drawn_shapes(80, seed=3)
+    captions = [c for c in drawn.captions_of(torch.arange(80)) if shapes.parse(c).relation is None][:24]
+    config = Config(device="cpu")
+    samples = Generator.load(None, "cpu").draw(captions, 3, config)
+    right = shapes.share_right(to_pixels(samples), captions)
+    by_chance = shapes.share_right(to_pixels(samples), captions[1:] + captions[:1])
+    assert right >= 0.3 and by_chance <= 0.1
 
 
 def test_tables_from_a_checkpoint(tmp_path):

@@ -64,6 +64,9 @@ def test_states_are_computed_once_and_kept(tiny_t5, tmp_path, monkeypatch):
     assert torch.equal(again, first) and len(list((tmp_path / "cache").iterdir())) == 1
     with pytest.raises(pytest.fail.Exception):
         kept.encode(captions[:-1])  # other captions are others
+    next(encoder.model.parameters()).data.add_(1)
+    with pytest.raises(pytest.fail.Exception):
+        kept.encode(captions)  # and so are other weights
 
 
 def test_training_and_sampling_with_it(tiny_t5, tmp_path, monkeypatch):
