@@ -95,7 +95,7 @@ def ship(run, name=None, evaluation=None):
     write_json(results / "metrics.json", metrics)
     write_atomically(results / "metrics.csv", lambda path: thin_out(run / "metrics.csv", path))
     loss_curve(run / "metrics.csv").savefig(results / "loss.png")
-    for file in run.glob("s*.png"):
+    for file in [*run.glob("s*.png"), *run.glob("table_*.png")]:
         shutil.copy(file, results)
 
 
@@ -137,8 +137,8 @@ def table(results, start):
     columns = [name for name in HEADS if name in rows[0]]
     lines = ["| " + " | ".join(HEADS[name] for name in columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(shown(name, row[name]) for name in columns) + " |" for row in rows]
-    picture = "sweep.png" if "sweep" in metrics else "samples.png"
-    path = (results / picture).relative_to(start)
+    pictures = [results / name for name in ("sweep.png", "table_1.png", "samples.png")]
+    path = next(filter(Path.exists, pictures)).relative_to(start)
     machine = metrics["machine"]
     threads = machine["cpu_threads"]
     hardware = machine.get("gpu", f"{threads} CPU thread{'s' * (threads > 1)}")
