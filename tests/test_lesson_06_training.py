@@ -316,10 +316,14 @@ def test_captions_are_dropped_by_default():
 
 
 def test_what_reads_captions_comes_with_the_weights_to_start_from(tiny_data):
-    assert train(tiny_data, *FEW, "--out", "first").returncode == 0
+    layers = FEW.index("--xf-layers")
+    few = FEW[:layers] + FEW[layers + 2 :]
+    assert train(tiny_data, *few, "--out", "first").returncode == 0
     for flag in ("--text-encoder", "--vocabulary"):
-        done = train(tiny_data, *FEW, "--start-from", "first", flag, "x", "--out", "second")
+        done = train(tiny_data, *few, "--start-from", "first", flag, "x", "--out", "second")
         assert done.returncode == 2 and "leave out --text-encoder" in done.stderr
+    done = train(tiny_data, *FEW, "--text-encoder", "x", "--out", "second")
+    assert done.returncode == 2 and "--xf-layers and --xf-heads do nothing" in done.stderr
     assert not (tiny_data / "second").exists()
 
 
