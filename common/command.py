@@ -43,7 +43,7 @@ def check_flags(config):
     pick_device(getattr(config, "device", "auto"))
     for field in fields(config):
         value = getattr(config, field.name)
-        flag = "--" + field.name.replace("_", "-")
+        flag = as_flag(field.name)
         for number in value if isinstance(value, tuple) else (value,):
             if field.name in POSITIVE and number is not None and not number > 0:
                 raise UserError(f"{flag} is {number}; it must be greater than zero")
@@ -53,6 +53,11 @@ def check_flags(config):
             raise UserError(f"{flag} is {value}; it must lie between 0 and 1")
         if field.name == "guidance_scale" and value is not None and not 0 <= value < float("inf"):
             raise UserError(f"{flag} is {value}; it must be 0 (no caption), 1 (plain caption) or greater")
+
+
+def as_flag(name):
+    """A configuration's field as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def check_choice(flag, value, known):

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from common.command import UserError
+from common.command import UserError, as_flag
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ["step", "minutes", "loss", "grad_norm", "learning_rate", "images_per_second", "validation_loss"]
@@ -75,7 +75,7 @@ class Run:
                 raise UserError(f"--resume {self.folder}: trained on {old['data']}, now finds {data}")
             for name in config.fixed:
                 if (before := old["config"].get(name)) != self.info["config"][name]:
-                    flag = "--" + name.replace("_", "-")
+                    flag = as_flag(name)
                     raise UserError(f"--resume {self.folder}: {flag} was {before} and cannot change")
             if config.out and Path(config.out) != self.folder:
                 raise UserError(

@@ -58,7 +58,9 @@ class CaptionedImages:
     def tokenized(self, tokenizer):
         """With what the network reads of each caption. Says how many captions had to be cut for that."""
         tokens, mask = tokenizer.encode(self.captions)
-        long = torch.tensor([len(tokenizer.pieces(caption)) > mask.shape[1] for caption in self.captions])
+        long = mask.all(1)  # as long as the context; or longer?
+        for i in long.nonzero().flatten().tolist():
+            long[i] = len(tokenizer.pieces(self.captions[i])) > mask.shape[1]
         if cut := int(long[self.caption_of[self.rows]].sum()):
             print(f"captions: {cut} of {len(self)} are cut after {mask.shape[1]} tokens")
         tokens = tokens if tokens.is_floating_point() else tokens.int()

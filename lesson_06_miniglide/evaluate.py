@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import tyro
 
-from common.command import UserError, check_choice, run_command
+from common.command import UserError, as_flag, check_choice, run_command
 from common.evaluation import fid_between, kid_between
 from common.runs import describe_machine, make_folder, write_json
 from common.sampling import write_npz
@@ -183,12 +183,11 @@ def main(config):
         raise UserError(f"--num-samples is {config.num_samples}; four are the least that can be compared")
     for flag in ("dogs", "held_back_dir", "image_limit"):
         if getattr(config, flag) and not config.data_dir:
-            raise UserError(f"--{flag.replace('_', '-')} needs --data-dir, the images to compare with")
+            raise UserError(f"{as_flag(flag)} needs --data-dir, the images to compare with")
     generators = [Generator.load_base(c, config.device) for c in config.checkpoint or (None,)]
     if config.upsampler:
-        level, device = config.noise_level, config.device
-        upsamplers = [load_upsampler(config.upsampler, level, device, base) for base in generators]
-        generators = [Cascade(*both, level) for both in zip(generators, upsamplers)]
+        upsampler = load_upsampler(config.upsampler, config.noise_level, config.device, generators)
+        generators = [Cascade(base, upsampler, config.noise_level) for base in generators]
     data = load_images(config) if config.data_dir else None
     features_of = FEATURES[config.features]() if data else None
     make_folder(config.out, "--out")

@@ -102,16 +102,17 @@ class Cascade:
         return self.upsampler.enlarge(images, prompts, self.noise_level, config, steps, sampler)
 
 
-def load_upsampler(checkpoint, noise_level, device, base):
-    """The Generator that --upsampler names, to enlarge what `base` draws. Raises UserError."""
+def load_upsampler(checkpoint, noise_level, device, bases):
+    """The Generator that --upsampler names, to enlarge what each of `bases` draws. Raises UserError."""
     upsampler = Generator.load(checkpoint, device)
     if not isinstance(upsampler.network, UpsamplingUNet):
         raise UserError(f"--upsampler {checkpoint} does not enlarge; train --preset tiny_upsampler")
     if not 0 <= noise_level < (levels := num_levels(upsampler.diffusion)):
         raise UserError(f"--noise-level is {noise_level}; it was trained with levels from 0 to {levels - 1}")
-    if (size := base.network.image_shape[-1]) != LOW_RES:
-        need = f"--upsampler enlarges {LOW_RES}x{LOW_RES} pixels"
-        raise UserError(f"{need}, and --checkpoint draws {size}x{size}; train --preset tiny_small for it")
+    for base in bases:
+        if (size := base.network.image_shape[-1]) != LOW_RES:
+            need = f"--upsampler enlarges {LOW_RES}x{LOW_RES} pixels"
+            raise UserError(f"{need}, and --checkpoint draws {size}x{size}; train --preset tiny_small for it")
     return upsampler
 
 

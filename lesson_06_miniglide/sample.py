@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
-from common.command import UserError, check_choice, run_command
+from common.command import UserError, as_flag, check_choice, run_command
 from common.sampling import check_out, write_images
 from lesson_04_text_conditioning.prompts import PromptConfig, in_rows, sample_prompts, say_what_is_cut
 from lesson_05_cfg.dpm_solver import SAMPLERS
@@ -64,20 +64,15 @@ def main(config):
 def refuse_what_does_nothing(config):
     """Raises UserError for flags that would be given in vain."""
     given = {field.name for field in fields(Config) if getattr(config, field.name) != field.default}
-    in_vain = [({"openai"}, {"upsampler", "noise_level", "strength", "times"})]
-    in_vain += [({"mask"}, {"strength", "upsampler"})]
-    for those, flags in in_vain:
-        if those <= given and (flag := min(flags & given, default=None)):
-            raise UserError(f"{as_flag(flag)} does nothing beside {as_flag(*those)}; leave it out")
+    in_vain = {"openai": {"upsampler", "noise_level", "strength", "times"}, "mask": {"strength", "upsampler"}}
+    for other, flags in in_vain.items():
+        if other in given and (vain := sorted(flags & given)):
+            raise UserError(f"{as_flag(vain[0])} does nothing beside {as_flag(other)}; leave it out")
     needed = {"openai_upsampler": {"vocabulary"}, "vocabulary": {"openai", "openai_upsampler"}}
     needed |= {"noise_level": {"upsampler"}, "strength": {"image"}, "times": {"mask"}}
     for flag, others in needed.items():
         if flag in given and not others & given:
             raise UserError(f"{as_flag(flag)} needs {' or '.join(map(as_flag, sorted(others)))}")
-
-
-def as_flag(name):
-    return f"--{name.replace('_', '-')}"
 
 
 def with_defaults(config):
@@ -105,7 +100,7 @@ def edit_or_enlarge(config):
         raise UserError(f"--strength is {config.strength}; it must be greater than 0 and at most 1")
     generator = Generator.load_base(config.checkpoint, config.device)
     if config.upsampler:
-        upsampler = load_upsampler(config.upsampler, config.noise_level, config.device, generator)
+        upsampler = load_upsampler(config.upsampler, config.noise_level, config.device, [generator])
     if config.openai_upsampler:
         enlarge = published_glide.load_enlarger(config, generator.network.image_shape[-1])
     prompts = config.prompts(generator.prompts)

@@ -209,6 +209,12 @@ FEW = [
 FEW += ["--batch-size", "2", "--steps", "4", "--checkpoint-every", "2", "--device", "cpu"]
 
 
+def train(folder, *flags):
+    done = subprocess.run([sys.executable, TRAIN, *flags], cwd=folder, capture_output=True, text=True)
+    assert done.returncode in (0, 2), done.stderr
+    return done
+
+
 def test_two_processes_write_one_run_and_resume_it(tiny_data):
     said = torchrun(TRAIN, *FEW, "--out", "whole", cwd=tiny_data)
     assert said.count("run: whole") == 2  # first and last, of one process
@@ -256,10 +262,7 @@ def test_kill_9_and_resume_bit_for_bit(tiny_data):
 
 
 def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(tiny_data):
-    def train(*flags):
-        return subprocess.run([sys.executable, TRAIN, *flags], cwd=tiny_data, capture_output=True, text=True)
-
-    assert train(*FEW, "--out", "run").returncode == 0
+    assert train(tiny_data, *FEW, "--out", "run").returncode == 0
     config = (tiny_data / "run" / "config.json").read_text()
     for flags, said in {
         ("--timesteps", "500"): "--timesteps was 1000 and cannot change",
@@ -267,7 +270,7 @@ def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(tiny_data):
         ("--out", "elsewhere"): "goes on in that folder; leave out --out elsewhere",
         ("--image-limit", "5"): "trained on data, 11 images, now finds data, 4 images",
     }.items():
-        done = train("--resume", "run", *flags)
+        done = train(tiny_data, "--resume", "run", *flags)
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert (tiny_data / "run" / "config.json").read_text() == config
     assert not (tiny_data / "elsewhere").exists()
@@ -303,12 +306,6 @@ def test_the_flags_of_large_networks(tiny_data):
     assert len(list((tiny_data / "run" / "samples").glob("*.png"))) == 2
     numbers = read_json(tiny_data / "run" / "metrics.json")
     assert (numbers["images"], numbers["captions_cut"]) == (6, 0)
-
-
-def train(folder, *flags):
-    done = subprocess.run([sys.executable, TRAIN, *flags], cwd=folder, capture_output=True, text=True)
-    assert done.returncode in (0, 2), done.stderr
-    return done
 
 
 def test_captions_are_dropped_by_default():
