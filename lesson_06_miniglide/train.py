@@ -16,6 +16,7 @@ from tyro.conf import arg
 from common.command import UserError, check_choice, run_command
 from common.pictures import label_grid
 from common.runs import Run, find_state, load_weights, saved_config
+from common.ship import results_of
 from common.training import TrainConfig
 from lesson_05_cfg.guidance import drop_captions, loss_of_captions
 from lesson_06_miniglide.big_trainer import PRECISIONS, BigTrainer, first_alone, join_processes
@@ -130,6 +131,13 @@ def begin_with(network, weights, flag):
         raise UserError(f"{flag}: its network is another than this preset's ({reason})") from None
 
 
+def shipped_curve(config):
+    """metrics.csv of the shipped run whose loss this one's can be compared with, or None."""
+    if config.preset != "tiny" or config.no_vlb or (config.data_dir and not config.dogs):
+        return None
+    return results_of(LESSON, "dogs" if config.dogs else None) / "metrics.csv"
+
+
 def main(config):
     config = resolved(config)
     network_settings, text_settings = settings_of(config)
@@ -150,6 +158,8 @@ def main(config):
         begin_with(network, earlier, f"--start-from {config.start_from}")
     name, keep = f"{images.name}, {len(images)} images", 3 if config.delcheck else None
     run = Run(LESSON, config, name, keep) if rank == 0 else None
+    if run:
+        run.reference = shipped_curve(config)
 
     preset, count = PRESETS[config.preset], len(config.caption) or 6
     examples = held_back if len(held_back) >= count else images

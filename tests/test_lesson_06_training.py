@@ -30,7 +30,7 @@ from lesson_06_miniglide.presets import (
     noisier_cosine_betas,
     settings_of,
 )
-from lesson_06_miniglide.train import Config, resolved
+from lesson_06_miniglide.train import Config, resolved, shipped_curve
 from tests.conftest import ROOT
 from tests.test_training import assert_same, final_state
 
@@ -306,6 +306,14 @@ def test_the_flags_of_large_networks(tiny_data):
     assert len(list((tiny_data / "run" / "samples").glob("*.png"))) == 2
     numbers = read_json(tiny_data / "run" / "metrics.json")
     assert (numbers["images"], numbers["captions_cut"]) == (6, 0)
+
+
+def test_a_loss_is_drawn_beside_that_of_the_same_kind_of_run():
+    results = ROOT / "lesson_06_miniglide" / "results"
+    assert shipped_curve(Config()) == results / "metrics.csv"
+    assert shipped_curve(Config(data_dir="photos", dogs=True)) == results / "dogs" / "metrics.csv"
+    for other in ({"data_dir": "photos"}, {"preset": "tiny_small"}, {"no_vlb": True}):
+        assert shipped_curve(Config(**other)) is None
 
 
 def test_captions_are_dropped_by_default():
