@@ -117,7 +117,7 @@ def draw(scene, rng, size=64):
     kinds = [group for group in scene.groups for _ in range(group.count)]
     while True:
         things = [random_thing(rng, group, size) for group in kinds]
-        if scene.relation and not stands(*things, scene.relation, margin=3):
+        if scene.relation and not stands(*things, scene.relation, margin=8):
             continue
         if all(math.dist(a[:2], b[:2]) > INSIDE * (a.radius + b.radius) for a, b in combinations(things, 2)):
             outside = [distance(thing, size) for thing in things]
