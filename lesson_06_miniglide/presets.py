@@ -81,6 +81,7 @@ class Preset(NamedTuple):
     learning_rate: float = 1e-4
     task: Callable = draw  # (diffusion, network, x_0) -> (x_0, what the network sees beside x_t)
     betas: Callable = cosine_betas
+    reading: int = 0  # steps in which the text transformer learns to read first (reading.py)
 
     @property
     def velocity(self):
@@ -93,8 +94,8 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "tiny": Preset(TINY, TINY_TEXT, PatchVelocityUNet, 3e-3, betas=noisier_cosine_betas),
-    "tiny_small": Preset(SMALL, TINY_TEXT, VelocityUNet, 3e-3, draw_small),
+    "tiny": Preset(TINY, TINY_TEXT, PatchVelocityUNet, 3e-3, betas=noisier_cosine_betas, reading=5000),
+    "tiny_small": Preset(SMALL, TINY_TEXT, VelocityUNet, 3e-3, draw_small, reading=5000),
     "tiny_upsampler": Preset(TINY, TINY_TEXT, UpsamplingUNet, 3e-3, enlarge, linear_betas),
     "tiny_inpainting": Preset(TINY, TINY_TEXT, InpaintingUNet, 3e-3, inpaint, noisier_cosine_betas),
     "report": Preset(replace(GLIDE, num_channels=96, num_head_channels=32), GLIDE_TEXT),

@@ -13,7 +13,7 @@ import torch
 import tyro
 from tyro.conf import arg
 
-from common.command import UserError, check_choice, run_command
+from common.command import UserError, check_choice, pick_device, run_command
 from common.pictures import label_grid
 from common.runs import Run, find_state, load_weights, saved_config
 from common.ship import results_of
@@ -25,6 +25,7 @@ from lesson_06_miniglide.generate import LESSON, Generator, reader_of
 from lesson_06_miniglide.inpainting import widened
 from lesson_06_miniglide.outside_text import FrozenEncoder, KeptStates
 from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
+from lesson_06_miniglide.reading import learn_to_read
 
 SCALES = (1, 3, 6)  # of guidance, of the pictures along the way
 # What --defaults stands for.
@@ -162,6 +163,9 @@ def main(config):
         run.reference = shipped_curve(config)
 
     preset, count = PRESETS[config.preset], len(config.caption) or 6
+    if not (earlier or outside):
+        steps = config.at_most(min(preset.reading, config.steps or preset.reading))
+        learn_to_read(network.to(pick_device(config.device)), images, steps, config.seed, quiet=rank > 0)
     examples = held_back if len(held_back) >= count else images
     example, seen = preset.task(diffusion, network, examples.first(count)[0])
     theirs = examples.captions_of(torch.arange(len(example))) if seen else images.most_frequent(6)

@@ -461,6 +461,20 @@ def test_captions_say_the_scene_and_nothing_else():
         shapes.parse("two red circles left of a blue square")
 
 
+def test_what_is_named_first_mostly_stands_on_the_left_or_above():
+    rng = random.Random(0)
+    first = {"x": [], "y": []}
+    for scene in (shapes.random_scene(rng) for _ in range(600)):
+        if scene.relation:
+            a, b = shapes.read(shapes.draw(scene, rng))
+            if not shapes.fits(a, scene.groups[0]):
+                a, b = b, a
+            axis = "x" if scene.relation in ("left of", "right of") else "y"
+            first[axis].append(getattr(a, axis) < getattr(b, axis))
+    for before in first.values():  # three of four; a standard deviation is 0.036
+        assert 0.6 < np.mean(before) < 0.9
+
+
 def test_held_out_pairs_never_come_up_in_training():
     def pairs(held_out):
         captions = drawn_shapes(300, held_out=held_out).captions

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_06_miniglide.big_trainer import BigTrainer, checkpoint_activations
+from lesson_06_miniglide.captioned_images import captioned_images, make_tokenizer
 from lesson_06_miniglide.patches import PatchUNet
 from lesson_06_miniglide.presets import (
     PRESETS,
@@ -30,6 +32,7 @@ from lesson_06_miniglide.presets import (
     noisier_cosine_betas,
     settings_of,
 )
+from lesson_06_miniglide.reading import learn_to_read
 from lesson_06_miniglide.train import Config, resolved, shipped_curve
 from tests.conftest import ROOT
 from tests.test_training import assert_same, final_state
@@ -49,6 +52,31 @@ def filled(network):
 def small_network():
     torch.manual_seed(0)
     return filled(PatchUNet(SMALL, SMALL_TEXT))
+
+
+def flags():
+    """Pictures of two colours, left and right, with captions that differ in the order of words alone."""
+    colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+    pairs = [(a, b) for a in colours for b in colours if a != b]
+    images = np.zeros((len(pairs), 8, 8, 3), np.uint8)
+    for image, (left, right) in zip(images, pairs):
+        image[:, :4], image[:, 4:] = colours[left], colours[right]
+    data = captioned_images("flags", images, [f"{a} left of {b}" for a, b in pairs])
+    return data.tokenized(make_tokenizer(data.captions, SMALL_TEXT))
+
+
+def test_the_text_learns_to_read_before_there_is_a_network_to_read_for():
+    data, network = flags(), small_network()
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    painter = learn_to_read(network, data, steps=200, quiet=True)
+    x_0, tokens, mask = data.first(6)
+    with torch.no_grad():
+        painted = painter(tokens.long(), mask)
+    assert (painted - x_0).square().mean() < 0.05 * x_0.var()
+    changed = {
+        name.split(".")[0] for name, p in network.named_parameters() if not torch.equal(p, before[name])
+    }
+    assert changed == {"text"}
 
 
 class Noised:
