@@ -9,7 +9,8 @@ marked `<!-- results LESSON -->` (`<!-- results ladder -->`: a row a lesson) fro
     python -m common.ship RUN --name dogs --evaluation evaluation/evaluation.json
 
 ships one of several models of lesson 6: pretrained/dogs.safetensors and results/dogs, with what evaluate.py
-measured of it; its mark in a README is `<!-- results lesson_06_miniglide/dogs -->`.
+measured of it; its mark in a README is `<!-- results lesson_06_miniglide/dogs -->`. An experiment's table is
+marked by its file, `<!-- results lesson_06_miniglide/errata.json -->`.
 """
 
 import csv
@@ -37,6 +38,7 @@ from common.runs import (
 
 STEPS_A_ROW = 20  # of the reference curve
 HEADS = {
+    "variant": "variant",
     "guidance_scale": "s",
     "n": "n",
     "digit_accuracy": "digit right",
@@ -45,6 +47,7 @@ HEADS = {
     "confident": "read with confidence > 0.9",
     "fid": "FID",
     "fid_floor": "FID of real images",
+    "fid_of_thumbnails": "FID of thumbnails",
     "kid": "KID",
     "diversity": "diversity (real: 1)",
     "bits_per_dim": "bits/dim",
@@ -71,7 +74,7 @@ class ShipConfig:
 def main(config):
     if config.run:
         ship(Path(config.run), config.name, config.evaluation)
-    for readme in [ROOT / "README.md", *sorted(ROOT.glob("lesson_*/README.md"))]:
+    for readme in [ROOT / "README.md", *sorted(ROOT.glob("lesson_*/*.md"))]:
         readme.write_text(filled(readme), encoding="utf-8")
 
 
@@ -120,12 +123,17 @@ def filled(readme):
     """The README's text with each block between two `<!-- results ... -->` marks made anew."""
 
     def block(found):
-        name = found[1]
-        text = ladder() if name == "ladder" else table(results_of(*name.split("/")), readme.parent)
-        return f"<!-- results {name} -->\n{text}\n<!-- end -->"
+        lesson, *rest = found[1].split("/")
+        if lesson == "ladder":
+            text = ladder()
+        elif found[1].endswith(".json"):
+            text = "\n".join(as_markdown(read_json(results_of(lesson, *rest))["rows"]))
+        else:
+            text = table(results_of(lesson, *rest), readme.parent)
+        return f"<!-- results {found[1]} -->\n{text}\n<!-- end -->"
 
     text = readme.read_text(encoding="utf-8")
-    return re.sub(r"(?s)<!-- results ([\w/]+) -->.*?<!-- end -->", block, text)
+    return re.sub(r"(?s)<!-- results ([\w/.]+) -->.*?<!-- end -->", block, text)
 
 
 def table(results, start):
@@ -133,10 +141,7 @@ def table(results, start):
     if not (results / "metrics.json").exists():
         return "No run is shipped yet."
     metrics = read_json(results / "metrics.json")
-    rows = metrics.get("sweep", [metrics])
-    columns = [name for name in HEADS if name in rows[0]]
-    lines = ["| " + " | ".join(HEADS[name] for name in columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(shown(name, row[name]) for name in columns) + " |" for row in rows]
+    lines = as_markdown(metrics.get("sweep", [metrics]))
     pictures = [results / name for name in ("sweep.png", "table_1.png", "samples.png")]
     path = next(filter(Path.exists, pictures)).relative_to(start)
     machine = metrics["machine"]
@@ -145,6 +150,13 @@ def table(results, start):
     note = f"`{metrics['command']}`: {metrics['minutes']:.1f} minutes of training on {hardware}, "
     note += f"{metrics['parameters']:,} parameters."
     return "\n".join([f"![samples]({path.as_posix()})", "", *lines, "", note])
+
+
+def as_markdown(rows):
+    """The lines of a table of rows (dicts), of those columns that have a name in HEADS."""
+    columns = [name for name in HEADS if name in rows[0]]
+    lines = ["| " + " | ".join(HEADS[name] for name in columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(shown(name, row[name]) for name in columns) + " |" for row in rows]
 
 
 def ladder():
@@ -165,8 +177,8 @@ def ladder():
 
 
 def shown(name, value):
-    if value is None:
-        return "-"
+    if value is None or isinstance(value, str):
+        return value or "-"
     return f"{value:g}" if name in COUNTS else f"{value:.1%}" if name in SHARES else f"{value:.2f}"
 
 

@@ -50,3 +50,20 @@ def test_a_run_of_an_experiment_is_shipped_without_numbers_of_its_own(house):
     assert weights.keys() == network.state_dict().keys()
     metrics = read_json(house / lesson / "results" / "line" / "metrics.json")
     assert metrics["steps"] == 4 and metrics["machine"] == run.info["machine"]
+
+
+def test_the_table_of_an_experiment_is_filled_in_where_it_is_marked(house):
+    rows = [{"variant": "right", "n": 5, "fid_of_thumbnails": 1.234, "all_right": 0.2, "minutes": 9}]
+    results = ship.results_of("lesson_06_miniglide")
+    results.mkdir(parents=True)
+    write_json(results / "errata.json", {"rows": rows})
+    (house / "README.md").write_text("")
+    errata = results.parent / "ERRATA.md"
+    errata.write_text("<!-- results lesson_06_miniglide/errata.json -->old<!-- end -->")
+    ship.main(ship.ShipConfig())
+    lines = errata.read_text().splitlines()
+    assert lines[1:-1] == [
+        "| variant | n | FID of thumbnails | all of the caption right |",
+        "|---|---|---|---|",
+        "| right | 5 | 1.23 | 20.0% |",
+    ]
