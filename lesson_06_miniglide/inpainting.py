@@ -16,10 +16,10 @@ from common.command import UserError
 from common.data import to_float
 from lesson_01_ddpm.diffusion import clip
 from lesson_06_miniglide.editing import inpaint_sample
-from lesson_06_miniglide.patches import PatchVelocityUNet
+from lesson_06_miniglide.sketch import PatchSketchingUNet
 
 
-class InpaintingUNet(PatchVelocityUNet):
+class InpaintingUNet(PatchSketchingUNet):
     """(x_t, t, text, image [N, 3, H, W], mask [N, 1, H, W], 1 where the image is known) -> [N, 6, H, W]."""
 
     def __init__(self, config, text_config, alpha_bar):
@@ -31,11 +31,13 @@ class InpaintingUNet(PatchVelocityUNet):
 
 
 def widened(weights, network):
-    """The weights of a network with fewer inputs, made fit for this one: to its new inputs it pays no
-    attention yet."""
-    first = "unet.first.weight"
+    """The weights of a network with fewer inputs, made fit for this one: to its new inputs, which come after
+    x_t, it pays no attention yet."""
+    first, c = "unet.first.weight", network.config.in_channels
+    x_t, others = weights[first][:, :c], weights[first][:, c:]
     missing = network.state_dict()[first].shape[1] - weights[first].shape[1]
-    return weights | {first: F.pad(weights[first], (0, 0, 0, 0, 0, max(0, missing)))}
+    new = (0, 0, 0, 0, 0, max(0, missing))
+    return weights | {first: torch.cat([F.pad(x_t, new), others], 1)}
 
 
 def random_mask(size, rng):

@@ -29,7 +29,8 @@ from lesson_04_text_conditioning.velocity import VelocityUNet, loss_velocity, lo
 from lesson_05_cfg.guidance import draw
 from lesson_06_miniglide.inpainting import InpaintingUNet, inpaint
 from lesson_06_miniglide.outside_text import OutsideConfig, is_outside
-from lesson_06_miniglide.patches import PATCH, PatchVelocityUNet
+from lesson_06_miniglide.patches import PATCH
+from lesson_06_miniglide.sketch import PatchSketchingUNet, SketchingUNet
 from lesson_06_miniglide.upsampler import LOW_RES, UpsamplingUNet, draw_small, enlarge
 
 IMAGE_SIZE = 64
@@ -81,7 +82,7 @@ class Preset(NamedTuple):
     learning_rate: float = 1e-4
     task: Callable = draw  # (diffusion, network, x_0) -> (x_0, what the network sees beside x_t)
     betas: Callable = cosine_betas
-    reading: int = 0  # steps in which the text transformer learns to read first (reading.py)
+    sketching: int = 0  # steps in which the text learns to sketch first (sketch.py)
 
     @property
     def velocity(self):
@@ -94,10 +95,10 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "tiny": Preset(TINY, TINY_TEXT, PatchVelocityUNet, 3e-3, betas=noisier_cosine_betas, reading=5000),
-    "tiny_small": Preset(SMALL, TINY_TEXT, VelocityUNet, 3e-3, draw_small, reading=5000),
+    "tiny": Preset(TINY, TINY_TEXT, PatchSketchingUNet, 3e-3, draw, noisier_cosine_betas, 5000),
+    "tiny_small": Preset(SMALL, TINY_TEXT, SketchingUNet, 3e-3, draw_small, sketching=5000),
     "tiny_upsampler": Preset(TINY, TINY_TEXT, UpsamplingUNet, 3e-3, enlarge, linear_betas),
-    "tiny_inpainting": Preset(TINY, TINY_TEXT, InpaintingUNet, 3e-3, inpaint, noisier_cosine_betas),
+    "tiny_inpainting": Preset(TINY, TINY_TEXT, InpaintingUNet, 3e-3, inpaint, noisier_cosine_betas, 5000),
     "report": Preset(replace(GLIDE, num_channels=96, num_head_channels=32), GLIDE_TEXT),
     "glide": Preset(GLIDE, GLIDE_TEXT),
 }
@@ -169,13 +170,15 @@ def budget(network):
     parts = {
         "token embeddings": text.token_embedding,
         "text transformer": text,
+        "sketch": getattr(network, "sketch", torch.nn.Module()),
         "text's keys and values": torch.nn.ModuleList(m.text_kv for m in attention),
         "attention of pixels": torch.nn.ModuleList(attention),
         "the rest of the UNet": network,
     }
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     counts["in all"] = counts["the rest of the UNet"]
-    counts["the rest of the UNet"] -= counts["text transformer"] + counts["attention of pixels"]
+    for part in ("text transformer", "sketch", "attention of pixels"):
+        counts["the rest of the UNet"] -= counts[part]
     counts["text transformer"] -= counts["token embeddings"]
     counts["attention of pixels"] -= counts["text's keys and values"]
     return counts

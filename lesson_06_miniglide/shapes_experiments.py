@@ -18,7 +18,7 @@ from lesson_06_miniglide.evaluate import thumbnails
 from lesson_06_miniglide.generate import LESSON, Generator
 from lesson_06_miniglide.inpainting import widened
 from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, without_variance
-from lesson_06_miniglide.reading import learn_to_read
+from lesson_06_miniglide.sketch import learn_to_sketch
 from lesson_06_miniglide.train import Config
 
 SCALES = (1, 3)  # of guidance
@@ -53,9 +53,9 @@ class Shapes(Experiment):
         network = new_network(preset, settings, text, diffusion.alpha_bar)
         if start_from:
             network.load_state_dict(widened(start_from.network.state_dict(), network))
-        else:
-            steps = min(PRESETS[preset].reading, self.config.steps)
-            learn_to_read(network.to(pick_device(self.config.device)), self.data, steps, self.config.seed)
+        elif PRESETS[preset].sketching:
+            steps = min(PRESETS[preset].sketching, self.config.steps)
+            learn_to_sketch(network.to(pick_device(self.config.device)), self.data, steps, self.config.seed)
         facts = {"network": asdict(settings), "text": asdict(text), "tokenizer": self.tokenizer.to_json()}
         facts["prompts"] = SHOWN
         of_train = {"preset": preset, "learning_rate": PRESETS[preset].learning_rate, "drop_caption": drop}

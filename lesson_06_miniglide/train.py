@@ -25,7 +25,7 @@ from lesson_06_miniglide.generate import LESSON, Generator, reader_of
 from lesson_06_miniglide.inpainting import widened
 from lesson_06_miniglide.outside_text import FrozenEncoder, KeptStates
 from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
-from lesson_06_miniglide.reading import learn_to_read
+from lesson_06_miniglide.sketch import learn_to_sketch
 
 SCALES = (1, 3, 6)  # of guidance, of the pictures along the way
 # What --defaults stands for.
@@ -163,9 +163,9 @@ def main(config):
         run.reference = shipped_curve(config)
 
     preset, count = PRESETS[config.preset], len(config.caption) or 6
-    if not (earlier or outside):
-        steps = config.at_most(min(preset.reading, config.steps or preset.reading))
-        learn_to_read(network.to(pick_device(config.device)), images, steps, config.seed, quiet=rank > 0)
+    if preset.sketching and not earlier:
+        steps = config.at_most(min(preset.sketching, config.steps or preset.sketching))
+        learn_to_sketch(network.to(pick_device(config.device)), images, steps, config.seed, quiet=rank > 0)
     examples = held_back if len(held_back) >= count else images
     example, seen = preset.task(diffusion, network, examples.first(count)[0])
     theirs = examples.captions_of(torch.arange(len(example))) if seen else images.most_frequent(6)

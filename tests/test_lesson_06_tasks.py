@@ -13,8 +13,8 @@ from common.runs import saved_config
 from lesson_06_miniglide import evaluate, generate, sample, train
 from lesson_06_miniglide.generate import Generator
 from lesson_06_miniglide.inpainting import InpaintingUNet, inpaint, random_mask, widened
-from lesson_06_miniglide.patches import PatchVelocityUNet
 from lesson_06_miniglide.presets import new_diffusion
+from lesson_06_miniglide.sketch import PatchSketchingUNet
 from lesson_06_miniglide.upsampler import UpsamplingUNet, draw_small, enlarge, noised, shrink
 from tests.test_lesson_06_training import SMALL, SMALL_TEXT, filled
 
@@ -80,14 +80,14 @@ def test_masks_are_of_every_kind():
 
 def test_a_network_that_fills_holes_begins_as_the_one_that_draws():
     torch.manual_seed(0)
-    base = filled(PatchVelocityUNet(SMALL, SMALL_TEXT, PROCESS.alpha_bar)).requires_grad_(False)
+    base = filled(PatchSketchingUNet(SMALL, SMALL_TEXT, PROCESS.alpha_bar)).requires_grad_(False)
     network = InpaintingUNet(SMALL, SMALL_TEXT, PROCESS.alpha_bar).eval()
     network.load_state_dict(widened(base.state_dict(), network))
     x_t, t, text = torch.randn(2, 3, 64, 64), torch.tensor([10, 900]), some_text(base)
     x_0, seen = inpaint(PROCESS, network, torch.randn(2, 3, 64, 64))
     with torch.no_grad():
         assert torch.allclose(network(x_t, t, text, **seen), base(x_t, t, text), atol=1e-5)
-        filled(network).requires_grad_(False).unet.first.weight[:, 12:] += 0.1  # what lies beside x_t
+        filled(network).requires_grad_(False).unet.first.weight[:, 12:25] += 0.1  # image and mask
         seen["mask"][:] = 0
         seen["mask"][..., :32] = 1
         output = network(x_t, t, text, **seen)

@@ -32,7 +32,7 @@ from lesson_06_miniglide.presets import (
     noisier_cosine_betas,
     settings_of,
 )
-from lesson_06_miniglide.reading import learn_to_read
+from lesson_06_miniglide.sketch import PatchSketchingUNet, learn_to_sketch
 from lesson_06_miniglide.train import Config, resolved, shipped_curve
 from tests.conftest import ROOT
 from tests.test_training import assert_same, final_state
@@ -65,18 +65,36 @@ def flags():
     return data.tokenized(make_tokenizer(data.captions, SMALL_TEXT))
 
 
-def test_the_text_learns_to_read_before_there_is_a_network_to_read_for():
-    data, network = flags(), small_network()
+def test_the_text_learns_to_sketch_before_there_is_a_network_to_read_for():
+    data, network = flags(), PatchSketchingUNet(SMALL, SMALL_TEXT, new_diffusion(1000).alpha_bar)
     before = {name: p.clone() for name, p in network.named_parameters()}
-    painter = learn_to_read(network, data, steps=200, quiet=True)
+    learn_to_sketch(network, data, steps=200, quiet=True)
     x_0, tokens, mask = data.first(6)
     with torch.no_grad():
-        painted = painter(tokens.long(), mask)
-    assert (painted - x_0).square().mean() < 0.05 * x_0.var()
+        sketched = network.sketch(network.encode_text(tokens, mask))
+        nothing = network.sketch(network.encode_text(tokens, mask & False))[0]
+    assert (sketched - x_0).square().mean() < 0.05 * x_0.var()
+    assert (nothing - x_0.mean(0)).square().mean() < 0.05 * x_0.var()
     changed = {
         name.split(".")[0] for name, p in network.named_parameters() if not torch.equal(p, before[name])
     }
-    assert changed == {"text"}
+    assert changed == {"text", "sketch"}
+
+
+def test_the_network_sees_the_sketch_of_its_own_caption():
+    torch.manual_seed(0)
+    network = PatchSketchingUNet(SMALL, SMALL_TEXT, new_diffusion(1000).alpha_bar)
+    filled(network).requires_grad_(False)
+    text = network.encode_text(torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]]), torch.ones(2, 4) > 0)
+    x_t, t = torch.randn(2, 3, 64, 64), torch.tensor([999, 999])
+    before = network(x_t, t, text)
+    network.sketch.from_embedding.weight[:] = 0
+    network.sketch.from_values.weight[:] = 0
+    network.sketch.from_embedding.bias[:] = 0.3  # flat: there is nothing to be seen
+    blank = network(x_t, t, text)
+    assert not torch.allclose(before, blank, atol=1e-3)
+    network.unet.first.weight[:, 12:] += 1
+    assert torch.allclose(network(x_t, t, text), blank, atol=1e-4)
 
 
 class Noised:
@@ -107,7 +125,8 @@ def test_parameters_of_the_presets():
     assert counts["glide"]["in all"] == 385_030_726  # the published GLIDE
     assert counts["tiny"]["in all"] <= 1_600_000 and TINY_TEXT.vocab_size <= 2000
     for count in counts.values():
-        assert sum(count.values()) == 2 * count["in all"] and min(count.values()) > 0
+        assert sum(count.values()) == 2 * count["in all"]
+        assert min(n for name, n in count.items() if name != "sketch") > 0
     report = counts["report"]  # counted by hand from the settings
     assert report["token embeddings"] == 50_257 * 512
     assert report["text transformer"] == 16 * (12 * 512 * 512 + 13 * 512) + 2 * 128 * 512 + 1024 + 513 * 384
