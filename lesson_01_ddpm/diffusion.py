@@ -161,8 +161,11 @@ def loss_simple(diffusion, denoiser, x_0, t, noise):
 
 
 def loss_at_random_t(loss, diffusion, denoiser, x_0):
-    """What training minimises (algorithm 1): `loss` at a uniformly drawn t, with fresh noise: [N]."""
-    t = torch.randint(diffusion.num_timesteps, (len(x_0),)).to(x_0.device)
+    """What training minimises (algorithm 1): `loss` at a uniformly drawn t, with fresh noise: [N].
+
+    t stays on the CPU, where the tables are: to ask a GPU for it would be to wait for all that it has to do.
+    """
+    t = torch.randint(diffusion.num_timesteps, (len(x_0),))
     return loss(diffusion, denoiser, x_0, t, torch.randn_like(x_0))
 
 
