@@ -39,6 +39,7 @@ from common.runs import (
 STEPS_A_ROW = 20  # of the reference curve
 HEADS = {
     "variant": "variant",
+    "images_seen": "images trained on",
     "guidance_scale": "s",
     "n": "n",
     "digit_accuracy": "digit right",
@@ -57,7 +58,7 @@ HEADS = {
     "breed_accuracy": "breed right",
     "memorised": "memorised (real: 1 %)",
 }
-COUNTS = ("n", "guidance_scale")
+COUNTS = ("n", "guidance_scale", "images_seen")
 SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
 SHARES += ("all_right", "all_right_held_out", "read_as_dog", "breed_accuracy", "memorised")
 
@@ -123,13 +124,13 @@ def filled(readme):
     """The README's text with each block between two `<!-- results ... -->` marks made anew."""
 
     def block(found):
-        lesson, *rest = found[1].split("/")
+        lesson, _, name = found[1].partition("/")
         if lesson == "ladder":
             text = ladder()
         elif found[1].endswith(".json"):
-            text = "\n".join(as_markdown(read_json(results_of(lesson, *rest))["rows"]))
+            text = "\n".join(as_markdown(read_json(results_of(lesson, name))["rows"]))
         else:
-            text = table(results_of(lesson, *rest), readme.parent)
+            text = table(results_of(lesson, name), readme.parent)
         return f"<!-- results {found[1]} -->\n{text}\n<!-- end -->"
 
     text = readme.read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, wit
 from lesson_06_miniglide.sketch import learn_to_sketch
 from lesson_06_miniglide.train import Config
 
+BATCH = 32  # images a step: to tell variants apart many steps count for more than many images
 SCALES = (1, 3)  # of guidance
 SHOWN_STEPS = 50  # ancestral: the one sampler that uses the learned variance
 SHOWN = ["a large red circle", "a blue square right of a white triangle", "three green triangles"]
@@ -59,7 +60,7 @@ class Shapes(Experiment):
         facts = {"network": asdict(settings), "text": asdict(text), "tokenizer": self.tokenizer.to_json()}
         facts["prompts"] = SHOWN
         of_train = {"preset": preset, "learning_rate": PRESETS[preset].learning_rate, "drop_caption": drop}
-        of_train["checkpoint_every"] = 500
+        of_train |= {"batch_size": BATCH, "checkpoint_every": 500}
         data = (self.data, self.validation)
         trained = self.train(name, network, loss, data=data, metadata=facts, kind=Config, **of_train)
         return Generator(trained, diffusion, self.tokenizer)

@@ -65,7 +65,7 @@ class Config(TrainConfig):
     # the original's settings, whatever else is given: report, 100 epochs, batch 8, rate 1e-4, T = 100
     defaults: bool = False
 
-    batch_size: int = 32  # images at a time in each process
+    batch_size: int | None = None  # images at a time in each process; default: of tiny 128, of the others 32
     grad_accum: int = 1  # so many batches a step
     learning_rate: float | None = None  # the highest; default: of tiny 3e-3, of the others 1e-4
     ema_decay: float = 0.999  # of the averaged weights, reached after a warm-up
@@ -99,7 +99,12 @@ def resolved(config):
     config = replace(config, **ORIGINAL) if config.defaults else config
     if config.text_encoder and (config.xf_layers or config.xf_heads):
         raise UserError("--xf-layers and --xf-heads do nothing beside --text-encoder; leave them out")
-    return replace(config, learning_rate=config.learning_rate or PRESETS[config.preset].learning_rate)
+    preset = PRESETS[config.preset]
+    return replace(
+        config,
+        learning_rate=config.learning_rate or preset.learning_rate,
+        batch_size=config.batch_size or preset.batch_size,
+    )
 
 
 def earlier_weights(config):

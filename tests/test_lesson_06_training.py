@@ -328,7 +328,15 @@ def test_defaults_are_the_original_whatever_else_is_given():
     config = resolved(Config(defaults=True, num_channels=64, xf_layers=2, batch_size=99))
     network, text = settings_of(config)
     assert (network.num_channels, text.layers, config.batch_size, config.timesteps) == (96, 16, 8, 100)
-    assert resolved(Config()).learning_rate == 3e-3 and resolved(Config(preset="glide")).learning_rate == 1e-4
+
+
+def test_a_preset_has_its_own_rate_and_batch():
+    def of(**flags):
+        config = resolved(Config(**flags))
+        return config.learning_rate, config.batch_size
+
+    assert (of(), of(preset="glide")) == ((3e-3, 128), (1e-4, 32))
+    assert of(learning_rate=1e-3, batch_size=7) == (1e-3, 7)
 
 
 def run_small(tmp_path, **settings):
@@ -387,7 +395,7 @@ def test_checkpoints_by_the_clock(tmp_path):
 
 def test_a_process_that_writes_nothing_knows_when_a_checkpoint_was(tmp_path):
     """Otherwise it would compute the validation loss after every step, and all others would wait for it."""
-    config = Config(device="cpu", learning_rate=1e-3, checkpoint_time=600)
+    config = Config(device="cpu", learning_rate=1e-3, batch_size=2, checkpoint_time=600)
     trainer = BigTrainer(small_network(), at_given_t, Noised(), config, None, None, {}, None, rank=1)
     due = []
     for trainer.minutes in (1, 9, 10, 11, 19, 20):
