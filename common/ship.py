@@ -38,6 +38,13 @@ from common.runs import (
 
 STEPS_A_ROW = 20  # of the reference curve
 HEADS = {
+    "network": "network",
+    "work": "work",
+    "batch": "batch",
+    "images_a_second": "images/s",
+    "tflops": "TFLOP/s",
+    "of_ceiling": "of the machine's best",
+    "peak_mb": "memory, MB",
     "variant": "variant",
     "images_seen": "images trained on",
     "guidance_scale": "s",
@@ -58,9 +65,10 @@ HEADS = {
     "breed_accuracy": "breed right",
     "memorised": "memorised (real: 1 %)",
 }
-COUNTS = ("n", "guidance_scale", "images_seen")
+COUNTS = ("n", "guidance_scale")
+WHOLE = ("batch", "images_a_second", "peak_mb", "images_seen")
 SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
-SHARES += ("all_right", "all_right_held_out", "read_as_dog", "breed_accuracy", "memorised")
+SHARES += ("all_right", "all_right_held_out", "read_as_dog", "breed_accuracy", "memorised", "of_ceiling")
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,8 @@ def ladder():
 def shown(name, value):
     if value is None or isinstance(value, str):
         return value or "-"
-    return f"{value:g}" if name in COUNTS else f"{value:.1%}" if name in SHARES else f"{value:.2f}"
+    form = "g" if name in COUNTS else ",.0f" if name in WHOLE else ".1%" if name in SHARES else ".2f"
+    return format(value, form)
 
 
 if __name__ == "__main__":
