@@ -15,6 +15,7 @@ marked by its file, `<!-- results lesson_06_miniglide/errata.json -->`.
 
 import csv
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from common.runs import (
 )
 
 STEPS_A_ROW = 20  # of the reference curve
+PLACES = ("--cache-dir", "--out", "--checkpoint-dir", "--resume", "--continue-train")
 HEADS = {
     "network": "network",
     "work": "work",
@@ -48,6 +50,8 @@ HEADS = {
     "variant": "variant",
     "images_seen": "images trained on",
     "guidance_scale": "s",
+    "sampler": "sampler",
+    "sample_steps": "steps",
     "n": "n",
     "digit_accuracy": "digit right",
     "colour_accuracy": "colour right",
@@ -64,11 +68,20 @@ HEADS = {
     "read_as_dog": "read as a dog",
     "breed_accuracy": "breed right",
     "memorised": "memorised (real: 1 %)",
+    "memorised_blurred": "the same, real and blurred",
 }
-COUNTS = ("n", "guidance_scale")
+COUNTS = ("n", "guidance_scale", "sample_steps")
 WHOLE = ("batch", "images_a_second", "peak_mb", "images_seen")
 SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
-SHARES += ("all_right", "all_right_held_out", "read_as_dog", "breed_accuracy", "memorised", "of_ceiling")
+SHARES += (
+    "all_right",
+    "all_right_held_out",
+    "read_as_dog",
+    "breed_accuracy",
+    "memorised",
+    "memorised_blurred",
+)
+SHARES += ("of_ceiling",)
 
 
 @dataclass(frozen=True)
@@ -94,21 +107,32 @@ def ship(run, name=None, evaluation=None):
     for folder in (results, shipped.parent):
         folder.mkdir(exist_ok=True, parents=True)
     weights, facts = load_weights(run, info["lesson"])
-    for private in ("data_dir", "cache_dir", "out"):
+    for private in ("data_dir", "cache_dir", "out", "resume"):
         facts["config"].pop(private, None)
-    command = re.sub(r" --(data-dir|cache-dir|out) \S+", "", info["command"])
+    metrics["command"] = public(info["command"])
     if evaluation:
         metrics |= read_json(evaluation)["rows"][0]
         del metrics["checkpoint"]  # a path of this machine
-    facts, metrics = facts | {"command": command, "metrics": metrics}, metrics | {"command": command}
     metrics |= {"minutes": facts["minutes"], "steps": facts["step"]}
     metrics["parameters"] = sum(w.numel() for w in weights.values())
+    facts |= {"command": metrics["command"], "metrics": metrics}
     write_atomically(shipped, lambda path: save_weights(path, weights, facts, half=True))
     write_json(results / "metrics.json", metrics)
     write_atomically(results / "metrics.csv", lambda path: thin_out(run / "metrics.csv", path))
     loss_curve(run / "metrics.csv").savefig(results / "loss.png")
     for file in [*run.glob("s*.png"), *run.glob("table_*.png")]:
         shutil.copy(file, results)
+
+
+def public(command):
+    """A command without the folders of the machine it was given on; DATA stands for that of the images."""
+    words = shlex.split(command)
+    for flag in PLACES:
+        if flag in words:
+            del words[words.index(flag) : words.index(flag) + 2]
+    if "--data-dir" in words:
+        words[words.index("--data-dir") + 1] = "DATA"
+    return shlex.join(words)
 
 
 def results_of(lesson, name=None):

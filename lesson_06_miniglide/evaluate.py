@@ -8,15 +8,18 @@
 The last is the report's Table 3. Samples are kept in --out with their captions; interrupted, it goes on.
 """
 
+import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import tyro
 
 from common.command import UserError, as_flag, check_choice, run_command
+from common.data import to_pixels
 from common.evaluation import fid_between, kid_between
 from common.runs import describe_machine, make_folder, write_json
 from common.sampling import write_npz
@@ -109,14 +112,15 @@ def thumbnails(images):
 FEATURES = {"inception": inception, "judge": judge}
 
 
-def compare(samples, real, features_of):
-    """FID and KID of two sets of images; the floor is the FID of one half of the real ones to the other."""
+def compare(samples, real, features_of, more=None):
+    """FID and KID of two sets of images. The floor is the FID of real images to real ones: to `more` of them,
+    or where there are no more, of one half to the other."""
     drawn, there = features_of(samples), features_of(real)
     order = torch.randperm(len(there), generator=torch.Generator().manual_seed(0))
-    halves = there[order].chunk(2)
+    apart = there[order].chunk(2) if more is None else (there, features_of(more))
     return {
         "fid": fid_between(there, drawn),
-        "fid_floor": fid_between(*halves),
+        "fid_floor": fid_between(*apart),
         "kid": kid_between(there, drawn),
     }
 
@@ -131,6 +135,12 @@ def read_dogs(samples, captions):
         "read_as_dog": (read.argmax(-1) < len(breeds)).float().mean().item(),
         "breed_accuracy": (read[known, :-1].argmax(-1) == wanted).float().mean().item(),
     }
+
+
+def blurred(images):
+    """uint8 [N, 64, 64, 3] with no more detail than 16x16 pixels have."""
+    small = shrink(as_batch(images), 16)
+    return to_pixels(F.interpolate(small, images.shape[1:3], mode="bilinear", align_corners=False))
 
 
 def memorised(samples, images, held_back, flip=True):
@@ -150,9 +160,14 @@ def memorised(samples, images, held_back, flip=True):
     return (nearest(samples) < nearest(held_back).quantile(0.01)).float().mean().item()
 
 
+def redrawn(captions, seed):
+    rng = random.Random(seed)
+    return np.stack([shapes.draw(shapes.parse(caption), rng) for caption in captions])
+
+
 def check_shapes(generator, config):
     """The shares of samples that show all of their caption, for captions as in training and held out; FID
-    and KID of the former to fresh drawings of their captions."""
+    and KID of the former to fresh drawings of their captions, the floor of these to others."""
     measured = {"n": config.num_samples}
     for name, held_out in (("all_right", False), ("all_right_held_out", True)):
         data = drawn_shapes(config.num_samples, seed=config.seed + 1, held_out=held_out)
@@ -160,7 +175,8 @@ def check_shapes(generator, config):
         samples = draw_all(generator, captions, name, config)
         measured[name] = shapes.share_right(samples, captions)
         if not held_out:
-            distances = compare(samples, data.images, thumbnails)
+            again = redrawn(captions, config.seed + 2)
+            distances = compare(samples, data.images, thumbnails, again)
     return measured | distances
 
 
@@ -173,7 +189,9 @@ def check_photos(generator, data, features_of, config):
         measured |= read_dogs(samples, captions)
     if config.held_back_dir:
         held_back = load_images(replace(config, data_dir=config.held_back_dir))
-        measured["memorised"] = memorised(samples, data.images, held_back.images, config.flip)
+        seen, photos = data.images, held_back.images
+        measured["memorised"] = memorised(samples, seen, photos, config.flip)
+        measured["memorised_blurred"] = memorised(blurred(photos), seen, photos, config.flip)
     return measured
 
 
@@ -184,18 +202,18 @@ def main(config):
     for flag in ("dogs", "held_back_dir", "image_limit"):
         if getattr(config, flag) and not config.data_dir:
             raise UserError(f"{as_flag(flag)} needs --data-dir, the images to compare with")
+    features_of = FEATURES[config.features]() if config.data_dir else None
     generators = [Generator.load_base(c, config.device) for c in config.checkpoint or (None,)]
     if config.upsampler:
         upsampler = load_upsampler(config.upsampler, config.noise_level, config.device, generators)
         generators = [Cascade(base, upsampler, config.noise_level) for base in generators]
     data = load_images(config) if config.data_dir else None
-    features_of = FEATURES[config.features]() if data else None
     make_folder(config.out, "--out")
     rows = []
-    settings = ["guidance_scale", "steps", "sampler", "seed"]
+    settings = ["guidance_scale", "sampler", "seed"]
     settings += ["upsampler", "noise_level"] if config.upsampler else []
     settings += ["resize", "features"] if data else []
-    settings = {name: getattr(config, name) for name in settings}
+    settings = {name: getattr(config, name) for name in settings} | {"sample_steps": config.steps}
     settings |= {"resize_filter": RESIZE_FILTER} if data else {"features": "thumbnails"}
     for checkpoint, generator in zip(config.checkpoint or ("shipped",), generators):
         if data:

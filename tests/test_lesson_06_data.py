@@ -1,4 +1,4 @@
-"""Lesson 6's data: four layouts, all kinds of broken files, a cache that survives being killed, shapes."""
+"""Lesson 6's data: five layouts, all kinds of broken files, a cache that survives being killed, shapes."""
 
 import json
 import random

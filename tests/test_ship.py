@@ -31,7 +31,8 @@ def test_one_of_several_models_is_shipped_with_what_was_measured_of_it(house):
     results = house / lesson / "results" / "dogs"
     metrics = read_json(results / "metrics.json")
     assert metrics.items() >= MEASURED.items() and metrics["steps"] == 4 and "checkpoint" not in metrics
-    assert facts["metrics"]["n"] == 10 and "out" not in facts["config"]
+    assert facts["metrics"]["n"] == 10 and facts["metrics"]["command"] == facts["command"]
+    assert not {"out", "resume"} & facts["config"].keys()
     assert {file.name for file in results.iterdir()} >= {"loss.png", "samples.png", "metrics.csv"}
 
     text = readme.read_text()
@@ -39,6 +40,12 @@ def test_one_of_several_models_is_shipped_with_what_was_measured_of_it(house):
     assert f"({lesson}/results/dogs/samples.png)" in text
     readme.write_text("<!-- results lesson_06_miniglide/cats --><!-- end -->")
     assert "No run is shipped yet." in ship.filled(readme)
+
+
+def test_a_command_is_shown_without_the_folders_of_its_machine():
+    given = "python train.py --data-dir '/home/me/my dogs' --dogs --out runs/x --resume /tmp/y --time-limit 9"
+    assert ship.public(given) == "python train.py --data-dir DATA --dogs --time-limit 9"
+    assert ship.public("python train.py --batch-size 9") == "python train.py --batch-size 9"
 
 
 def test_a_run_of_an_experiment_is_shipped_without_numbers_of_its_own(house):
