@@ -71,7 +71,7 @@ HEADS = {
     "memorised_blurred": "the same, real and blurred",
 }
 COUNTS = ("n", "guidance_scale", "sample_steps")
-WHOLE = ("batch", "images_a_second", "peak_mb", "images_seen")
+WHOLE = ("batch", "peak_mb", "images_seen")
 SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
 SHARES += (
     "all_right",
@@ -212,7 +212,7 @@ def ladder():
 def shown(name, value):
     if value is None or isinstance(value, str):
         return value or "-"
-    form = "g" if name in COUNTS else ",.0f" if name in WHOLE else ".1%" if name in SHARES else ".2f"
+    form = "g" if name in COUNTS else ",.0f" if name in WHOLE else ".1%" if name in SHARES else ",.2f"
     return format(value, form)
 
 
