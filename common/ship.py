@@ -73,15 +73,8 @@ HEADS = {
 COUNTS = ("n", "guidance_scale", "sample_steps")
 WHOLE = ("batch", "peak_mb", "images_seen")
 SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
-SHARES += (
-    "all_right",
-    "all_right_held_out",
-    "read_as_dog",
-    "breed_accuracy",
-    "memorised",
-    "memorised_blurred",
-)
-SHARES += ("of_ceiling",)
+SHARES += ("all_right", "all_right_held_out", "read_as_dog", "breed_accuracy", "memorised")
+SHARES += ("memorised_blurred", "of_ceiling")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class ImportanceSampled(nn.Module):
         training = torch.is_grad_enabled()
         p = self.probabilities() if training else torch.ones_like(self.losses[:, 0]) / len(self.losses)
         t = torch.multinomial(p, len(x_0), replacement=True)
-        losses = self.loss(self.diffusion, denoiser, x_0, t.to(x_0.device), torch.randn_like(x_0))
+        losses = self.loss(self.diffusion, denoiser, x_0, t, torch.randn_like(x_0))
         if training:
             self.remember(t, losses.detach().cpu().double())
         weights = 1 / (len(p) * p[t])

@@ -145,11 +145,11 @@ def bits_per_dim(diffusion, denoiser, batches, draws=1, generator=None, log_vari
     for x_0 in batches:
         total = prior_bits(diffusion, x_0)
         for _ in range(draws):
-            t = torch.multinomial(p, len(x_0), replacement=True, generator=generator).to(x_0.device)
+            t = torch.multinomial(p, len(x_0), replacement=True, generator=generator)
             x_t = diffusion.q_sample(x_0, t, gaussian_noise(x_0, generator))
             output = diffusion.ask(denoiser, x_t, t)
             term = vb_terms_bits(diffusion, output, x_0, x_t, t, log_variance, clip)
-            total = total + term / (draws * p[t.cpu()].float().to(x_0.device))
+            total = total + term / (draws * p[t].float().to(x_0.device))
 
         values.append(total.cpu())
     values = torch.cat(values).double()

@@ -28,7 +28,7 @@ from lesson_06_miniglide.cache import RESIZE_FILTER
 from lesson_06_miniglide.captioned_images import as_batch, drawn_shapes, load_images
 from lesson_06_miniglide.generate import Cascade, Generator, load_upsampler
 from lesson_06_miniglide.photo_judge import photo_judge
-from lesson_06_miniglide.upsampler import shrink
+from lesson_06_miniglide.upsampler import LOW_RES, shrink
 
 CHUNK = 100  # samples drawn at a time and kept in one file
 
@@ -116,11 +116,14 @@ def compare(samples, real, features_of, more=None):
     """FID and KID of two sets of images. The floor is the FID of real images to real ones: to `more` of them,
     or where there are no more, of one half to the other."""
     drawn, there = features_of(samples), features_of(real)
-    order = torch.randperm(len(there), generator=torch.Generator().manual_seed(0))
-    apart = there[order].chunk(2) if more is None else (there, features_of(more))
+    if more is None:
+        order = torch.randperm(len(there), generator=torch.Generator().manual_seed(0))
+        one, other = there[order].chunk(2)
+    else:
+        one, other = there, features_of(more)
     return {
         "fid": fid_between(there, drawn),
-        "fid_floor": fid_between(*apart),
+        "fid_floor": fid_between(one, other),
         "kid": kid_between(there, drawn),
     }
 
@@ -139,7 +142,7 @@ def read_dogs(samples, captions):
 
 def blurred(images):
     """uint8 [N, 64, 64, 3] with no more detail than 16x16 pixels have."""
-    small = shrink(as_batch(images), 16)
+    small = shrink(as_batch(images), LOW_RES)
     return to_pixels(F.interpolate(small, images.shape[1:3], mode="bilinear", align_corners=False))
 
 
@@ -161,6 +164,7 @@ def memorised(samples, images, held_back, flip=True):
 
 
 def redrawn(captions, seed):
+    """uint8 [N, 64, 64, 3], a drawing a caption."""
     rng = random.Random(seed)
     return np.stack([shapes.draw(shapes.parse(caption), rng) for caption in captions])
 

@@ -21,7 +21,7 @@ from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, wit
 from lesson_06_miniglide.sketch import learn_to_sketch
 from lesson_06_miniglide.train import Config
 
-BATCH = 32  # images a step: to tell variants apart many steps count for more than many images
+BATCH = 32  # images a step, fewer than the presets take: more steps in the same time
 SCALES = (1, 3)  # of guidance
 SHOWN_STEPS = 50  # ancestral: the one sampler that uses the learned variance
 SHOWN = ["a large red circle", "a blue square right of a white triangle", "three green triangles"]

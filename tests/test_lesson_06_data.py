@@ -43,6 +43,17 @@ def img2dataset_row(folder, key, status="success", image=True, caption="a photo"
     (folder / key[:5] / f"{key}.json").write_text(json.dumps(row))
 
 
+def coco(folder, there, listed, captions):
+    """MS COCO's layout: numbers of the images there, of those in its list, and captions (number, text)."""
+    for n in there:
+        save(picture(n), folder / "val2017" / f"{n:012}.jpg")
+    images = [{"id": n, "file_name": f"{n:012}.jpg"} for n in listed]
+    annotations = [{"image_id": n, "caption": text} for n, text in captions]
+    (folder / "annotations").mkdir()
+    content = json.dumps({"images": images, "annotations": annotations})
+    (folder / "annotations" / "captions_val2017.json").write_text(content)
+
+
 def manifest(cache_dir):
     return json.loads(next(cache_dir.glob("*/manifest.json")).read_text())
 
@@ -91,15 +102,8 @@ def test_imagefolder(tmp_path, ending):
 
 
 def test_coco(tmp_path):
-    for number in (139, 285, 777):
-        save(picture(number), tmp_path / "val2017" / f"{number:012}.jpg")
-    images = [{"id": n, "file_name": f"{n:012}.jpg"} for n in (139, 285, 632)]
-    annotations = [
-        {"image_id": n, "caption": f"{n} {which}"} for which in ("first", "second") for n in (285, 139)
-    ]
-    content = {"images": images, "annotations": annotations}
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "captions_val2017.json").write_text(json.dumps(content))
+    captions = [(n, f"{n} {which}") for which in ("first", "second") for n in (285, 139)]
+    coco(tmp_path, (139, 285, 777), (139, 285, 632), captions)
     records = read_records(tmp_path, list_files(tmp_path))
     assert [(r.caption, r.problem) for r in records] == [
         ("139 first", None),
