@@ -14,6 +14,7 @@ from torch import nn
 from lesson_03_adm.noisy_classifier import NoisyClassifier
 from lesson_04_text_conditioning.text_transformer import TextTransformer
 from lesson_04_text_conditioning.text_unet import TextUNet
+from lesson_06_miniglide.patches import cut
 
 WIDTH = 64  # of the space in which pictures and captions meet
 
@@ -35,6 +36,13 @@ class NoisyCLIP(nn.Module):
     def embed_captions(self, tokens, mask):
         """[N, context] -> unit vectors [N, width]."""
         return F.normalize(self.text(tokens, mask).embedding.float(), dim=1)
+
+
+class PatchCLIP(NoisyCLIP):
+    """The same, its pictures cut into patches: image_config's in_channels are those of a patch."""
+
+    def embed_images(self, x_t, t):
+        return super().embed_images(cut(x_t), t)
 
 
 def loss_clip(diffusion, clip, x_0, tokens, mask):
@@ -69,12 +77,8 @@ def clip_gradient(clip, captions, scale):
 
 
 @torch.no_grad()
-def retrieval_accuracy(diffusion, clip, x_0, captions, right, t):
-    """The share of pictures, noised to timestep t, whose nearest of `captions` [K, width] is the right one.
-
-    right: int64 [N], the index of each picture's caption.
-    """
+def nearest_caption(diffusion, clip, x_0, captions, t):
+    """Which of `captions` [K, width] is nearest to each picture, noised to timestep t: int64 [N]."""
     t = torch.full((len(x_0),), t)
     x_t = diffusion.q_sample(x_0, t, torch.randn_like(x_0))
-    nearest = (clip.embed_images(x_t, t.to(x_t.device)) @ captions.T).argmax(1)
-    return (nearest == right).float().mean().item()
+    return (clip.embed_images(x_t, t.to(x_t.device)) @ captions.T).argmax(1)

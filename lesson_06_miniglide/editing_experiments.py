@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from common.evaluation import fid_between
 from common.pictures import curves
 from lesson_02_improved_ddpm.ddim import SAMPLERS
+from lesson_06_miniglide.generate import LESSON, Generator
 from lesson_06_miniglide.inpainting import Repainting, random_mask
 from lesson_06_miniglide.shapes_experiments import Shapes
 from lesson_06_miniglide.upsampler import LOW_RES, enlarge, noised, shrink
@@ -103,8 +104,7 @@ def holes(n, seed=0):
 
 def inpainting(config):
     """Nichol et al. 2022, section 2.4, and Lugmayr et al. 2022: trained to repaint, or made to."""
-    experiment = Shapes(config)
-    base = experiment.generator("base")
+    experiment, base = Shapes(config, weights_of=LESSON), Generator.load(None, config.device)
     trained = experiment.generator("inpainting", "tiny_inpainting", start_from=base)
     captions, real, known = experiment.captions, experiment.real, holes(config.num_samples)
 

@@ -100,7 +100,7 @@ PRESETS = {
     "tiny_small": Preset(SMALL, TINY_TEXT, SketchingUNet, 3e-3, 128, draw_small, sketching=5000),
     "tiny_upsampler": Preset(TINY, TINY_TEXT, UpsamplingUNet, 3e-3, 128, enlarge, linear_betas),
     "tiny_inpainting": Preset(
-        TINY, TINY_TEXT, InpaintingUNet, 3e-3, 128, inpaint, noisier_cosine_betas, 5000
+        TINY, TINY_TEXT, InpaintingUNet, 1e-3, 128, inpaint, noisier_cosine_betas, 5000
     ),
     "report": Preset(replace(GLIDE, num_channels=96, num_head_channels=32), GLIDE_TEXT),
     "glide": Preset(GLIDE, GLIDE_TEXT),

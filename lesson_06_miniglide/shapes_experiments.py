@@ -31,8 +31,8 @@ SHOWN += ["a small red triangle", "a blue circle above a yellow square"]  # thes
 class Shapes(Experiment):
     """An experiment on drawn shapes; `captions` and `real` are of pictures that are in no training."""
 
-    def __init__(self, config):
-        super().__init__(LESSON, config)
+    def __init__(self, config, **settings):
+        super().__init__(LESSON, config, **settings)
         data = drawn_shapes(NUM_DRAWN)
         self.tokenizer = make_tokenizer(data.captions, PRESETS["tiny"].text)
         self.data, held_back = data.tokenized(self.tokenizer).split(0.02)

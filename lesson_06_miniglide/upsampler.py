@@ -17,7 +17,9 @@ LOW_RES = 16  # pixels
 class UpsamplingUNet(PatchVelocityUNet):
     """(x_t, t, text, low_res [N, 3, h, w], level [N]) -> [N, 6, H, W].
 
-    level: the timestep whose noise was added to low_res, told to the network as t is.
+    level: the timestep whose noise was added to low_res, told to the network as t is. What the small picture
+    shows need not be drawn again: it is taken out of x_t, and what is left is a noisy x_0 - low_res, with the
+    same noise (Li et al. 2022, SRDiff).
     """
 
     def __init__(self, config, text_config, alpha_bar):
@@ -27,7 +29,10 @@ class UpsamplingUNet(PatchVelocityUNet):
 
     def forward(self, x_t, t, text, low_res, level):
         emb = self.level_mlp(timestep_embedding(level, self.config.num_channels))
-        return super().forward(x_t, t, text._replace(embedding=text.embedding + emb), low_res=low_res)
+        alpha_bar_t, alpha_bar_level = (self.alpha_bar[i].view(-1, 1, 1, 1) for i in (t, level))
+        shown = F.interpolate(low_res, x_t.shape[2:], mode="bilinear", align_corners=False)
+        rest = x_t - (alpha_bar_t * alpha_bar_level).sqrt() * shown
+        return super().forward(rest, t, text._replace(embedding=text.embedding + emb), low_res=low_res)
 
     def picture_of(self, low_res, level):
         """What the network sees, as large as what it draws."""
