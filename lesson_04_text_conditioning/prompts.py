@@ -24,7 +24,15 @@ class PromptConfig(SampleConfig):
             each, prompts = self.num_samples or 8, self.prompt or default
         else:
             each, prompts = self.num_samples or 1, [*self.prompt, *read_prompts(self.prompts_file)]
+        for prompt in prompts:
+            if not is_text(prompt):
+                raise UserError(f"--prompt {prompt!r} is not text in UTF-8")
         return [prompt for prompt in prompts for _ in range(each)]
+
+
+def is_text(prompt):
+    """False for what the command line was given in bytes that are no UTF-8."""
+    return prompt == prompt.encode(errors="replace").decode()
 
 
 def read_prompts(path):

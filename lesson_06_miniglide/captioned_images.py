@@ -14,7 +14,7 @@ from common.data import to_float
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
 from lesson_06_miniglide import shapes
 from lesson_06_miniglide.cache import load_cache
-from lesson_06_miniglide.presets import IMAGE_SIZE
+from lesson_06_miniglide.presets import GPT2_VOCABULARY, IMAGE_SIZE
 
 NUM_DRAWN = 20_000  # pictures of shapes
 
@@ -135,6 +135,9 @@ def gpt2_tokenizer(folder, context):
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"--vocabulary {folder} lacks {missing[0].name}; it takes GPT-2's two files")
     try:
-        return CaptionTokenizer.from_gpt2_files(*files, context)
+        tokenizer = CaptionTokenizer.from_gpt2_files(*files, context)
     except Exception as error:  # of the library's own kind
         raise UserError(f"--vocabulary {folder} cannot be read ({error})") from None
+    if tokenizer.padding_id is None or max(tokenizer.tokenizer.get_vocab().values()) >= GPT2_VOCABULARY:
+        raise UserError(f"--vocabulary {folder}: its encoder.json is not GPT-2's")
+    return tokenizer

@@ -26,7 +26,7 @@ from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import dynamic_threshold
 from lesson_06_miniglide import presets
 from lesson_06_miniglide.generate import guided_denoisers, reader_of
-from lesson_06_miniglide.inpainting import Repainting, squished
+from lesson_06_miniglide.inpainting import Repainting, coarse, squished
 from lesson_06_miniglide.upsampler import UpsamplingUNet
 
 STEPS, SAMPLES, LETTERS, SIDE = 250, 16, 300, 4096  # at most, for one who asks
@@ -93,9 +93,11 @@ def draw(model, prompt, guidance_scale, steps, sampler, thresholding, seed, n, d
     drawing: what gradio's ImageEditor gives. Raises UserError before the first picture, in words for whoever
     looks at the page.
     """
-    if None in (guidance_scale, steps, seed, n):
-        raise UserError("A field is empty: guidance scale, steps, seed and samples are numbers.")
-    prompt, steps, n, seed = (prompt or "").strip(), int(steps), int(n), int(seed)
+    try:
+        guidance_scale, steps, n, seed = float(guidance_scale), int(steps), int(n), int(seed)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError("A field is empty: guidance scale, steps, seed and samples are numbers.") from None
+    prompt = (prompt or "").strip()
     check(model, prompt, guidance_scale, steps, sampler, seed, n)
     bound, seen = dynamic_threshold if thresholding else clip, {}
     sample = partial(SAMPLERS[sampler], bound=bound)
@@ -142,8 +144,7 @@ def repainting_of(drawing, image_shape):
         paint |= layer[..., 3] > 0
     if not paint.any():
         return None
-    drawn = Image.fromarray(paint).resize((size, size), Image.NEAREST)
-    known = torch.from_numpy(~np.array(drawn)).float()[None, None]
+    known = torch.from_numpy(~coarse(paint, size)).float()[None, None]
     return Repainting(squished(Image.fromarray(drawing["background"]), size, channels), known)
 
 
@@ -203,7 +204,8 @@ def main(config):
         settings = {"server_name": config.host, "server_port": config.port, "max_file_size": "10mb"}
         blocks.launch(**settings, quiet=False, show_error=False)
     except OSError as error:
-        raise UserError(f"--port {config.port} cannot be opened ({error}); name another") from None
+        where = f"--host {config.host} --port {config.port}"
+        raise UserError(f"{where} cannot be opened ({error}); name another") from None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from lesson_04_text_conditioning.captioned_mnist import denoiser_of_prompts, tok
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
 from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.guidance import guided
-from lesson_06_miniglide.outside_text import FrozenEncoder, is_outside
+from lesson_06_miniglide.outside_text import encoder_of, is_outside
 from lesson_06_miniglide.presets import rebuild
 from lesson_06_miniglide.upsampler import LOW_RES, UpsamplingUNet, noised, num_levels, shrink
 
@@ -24,7 +24,7 @@ NOISE_SEED = 715_827_883  # apart from a run's own: the noise that small picture
 def reader_of(facts):
     """The tokenizer of a checkpoint, or the encoder from outside that it needs. Raises UserError."""
     if is_outside(facts):
-        return FrozenEncoder(facts["text"]["encoder"], facts["text"]["context"])
+        return encoder_of(facts["text"])
     return tokenizer_of(facts)
 
 
@@ -104,7 +104,10 @@ class Cascade:
 
 def load_upsampler(checkpoint, noise_level, device, bases):
     """The Generator that --upsampler names, to enlarge what each of `bases` draws. Raises UserError."""
-    upsampler = Generator.load(checkpoint, device)
+    try:
+        upsampler = Generator.load(checkpoint, device)
+    except UserError as error:
+        raise UserError(str(error).replace("--checkpoint", "--upsampler")) from None
     if not isinstance(upsampler.network, UpsamplingUNet):
         raise UserError(f"--upsampler {checkpoint} does not enlarge; train --preset tiny_upsampler")
     if not 0 <= noise_level < (levels := num_levels(upsampler.diffusion)):

@@ -5,6 +5,7 @@ It begins as a network that draws, with more inputs: python lesson_06_miniglide/
 """
 
 import random
+import warnings
 from functools import partial
 
 import numpy as np
@@ -81,8 +82,10 @@ class Repainting:
     @classmethod
     def load(cls, image, mask, size):
         """From files, the mask white where to draw. Raises UserError."""
-        drawn = read_picture(mask, "--mask").convert("L").resize((64, 64), Image.NEAREST)
-        known = torch.from_numpy(np.array(drawn) < 128).float()[None, None]
+        drawn = coarse(np.array(read_picture(mask, "--mask").convert("L")) >= 128, 64)
+        if not drawn.any():
+            raise UserError(f"--mask {mask} is black; make white what is to be drawn anew")
+        known = torch.from_numpy(~drawn).float()[None, None]
         return cls(open_picture(image, "--image", size), F.interpolate(known, (size, size)))
 
     def seen(self, n):
@@ -107,6 +110,11 @@ class Repainting:
         return partial(inpaint_sample, times=times, bound=bound, **kept), {}
 
 
+def coarse(painted, size):
+    """bool [H, W] -> [size, size], True where any of the pixels is: no stroke is too thin."""
+    return np.array(Image.fromarray(painted.astype(np.float32)).resize((size, size), Image.BOX)) > 0
+
+
 def open_picture(path, flag, size):
     """float [1, 3, size, size] in [-1, 1], squished. Raises UserError."""
     return squished(read_picture(path, flag), size)
@@ -120,9 +128,12 @@ def squished(picture, size, channels=3):
 
 
 def read_picture(path, flag):
+    too_large = (Image.DecompressionBombWarning, Image.DecompressionBombError)
     try:
-        picture = Image.open(path)
-        picture.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(path)
+            picture.load()
         return picture
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, *too_large) as error:
         raise UserError(f"{flag} {path} cannot be read as a picture ({error})") from None

@@ -28,6 +28,7 @@ class OutsideConfig:
     """In the place of lesson 4's TextConfig."""
 
     encoder: str  # a name or a folder that transformers knows
+    weights: str  # their digest
     states: int  # width of its states
     context: int  # tokens
     width: int
@@ -68,16 +69,21 @@ class FrozenEncoder:
             raise UserError("--text-encoder needs a library: pip install transformers") from None
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name)
-            self.model = T5EncoderModel.from_pretrained(name).eval().requires_grad_(False)
-        except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
+            model, found = T5EncoderModel.from_pretrained(name, output_loading_info=True)
+            self.model = model.eval().requires_grad_(False)
+        except Exception as error:  # of three libraries' kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"--text-encoder {name} cannot be had ({reason}); name a folder with it"
             ) from None
         self.name, self.context, self.width = name, context, self.model.config.d_model
+        if missing := sorted(set(found["missing_keys"]) - {"encoder.embed_tokens.weight"}):
+            raise UserError(f"--text-encoder {name} is not of T5's kind: it has no {missing[0]}")
+        if self.tokenizer.unk_token_id in self.pieces("a"):
+            raise UserError(f"--text-encoder {name} cannot read: its folder lacks the tokenizer's files")
 
     def config(self, width):
-        return OutsideConfig(self.name, self.width, self.context, width)
+        return OutsideConfig(self.name, digest(self.model), self.width, self.context, width)
 
     def pieces(self, caption):
         """The caption's token ids, however many."""
@@ -111,7 +117,8 @@ class KeptStates:
 
     def encode(self, captions):
         encoder = self.encoder
-        settings = str((digest(encoder.model), encoder.context, captions)).encode(errors="replace")
+        ids = encoder.read(captions)["input_ids"]
+        settings = f"{digest(encoder.model)} {list(ids.shape)}".encode() + ids.numpy().tobytes()
         path = self.folder / f"states_{sha256(settings).hexdigest()[:16]}.npy"
         if not path.exists():
             make_folder(self.folder, "--cache-dir")
@@ -124,6 +131,16 @@ class KeptStates:
         for i in tqdm(range(0, len(captions), BATCH), desc="captions read"):
             states[i : i + BATCH] = self.encoder.states(captions[i : i + BATCH]).numpy()
         states.flush()
+
+
+def encoder_of(text):
+    """The encoder that a checkpoint was trained with. text: its OutsideConfig as a dict. Raises UserError."""
+    encoder = FrozenEncoder(text["encoder"], text["context"])
+    if digest(encoder.model) != text["weights"]:
+        raise UserError(
+            f"{text['encoder']} holds other weights now than those that --checkpoint learned from"
+        )
+    return encoder
 
 
 def is_outside(facts):

@@ -3,8 +3,8 @@
 The weights are local files. base.pt and upsample.pt draw; base_inpaint.pt and upsample_inpaint.pt repaint:
 
     U=https://openaipublic.blob.core.windows.net
-    for f in base upsample base_inpaint upsample_inpaint; do curl -O $U/diffusion/dec-2021/$f.pt; done
-    for f in encoder.json vocab.bpe; do curl -O $U/gpt-2/models/124M/$f; done
+    for f in base upsample base_inpaint upsample_inpaint; do curl -fO $U/diffusion/dec-2021/$f.pt; done
+    for f in encoder.json vocab.bpe; do curl -fO $U/gpt-2/models/124M/$f; done
     sha256sum *.pt encoder.json vocab.bpe > glide.sha256       # later: sha256sum -c glide.sha256
 
 encoder.json is to begin with 196139668be63f3b and vocab.bpe with 1ce1664773c50f3e.
@@ -13,6 +13,8 @@ encoder.json is to begin with 196139668be63f3b and vocab.bpe with 1ce1664773c50f
         --prompt "an oil painting of a corgi"
 """
 
+import pickle
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -26,7 +28,7 @@ from lesson_04_text_conditioning.prompts import say_what_is_cut
 from lesson_04_text_conditioning.published import glide_from_published
 from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_06_miniglide.captioned_images import gpt2_tokenizer
-from lesson_06_miniglide.generate import guided_denoisers
+from lesson_06_miniglide.generate import NOISE_SEED, guided_denoisers
 from lesson_06_miniglide.inpainting import Repainting
 
 BASE = {
@@ -58,7 +60,8 @@ def load_published(path, settings, flag):
     except OSError as error:
         raise UserError(f"{flag} {path} cannot be read ({error.strerror})") from None
     except Exception as error:  # whatever else a file may hold, or not
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        lines = (str(error) or type(error).__name__).splitlines()
+        reason = "no weights alone" if isinstance(error, pickle.UnpicklingError) else lines[-1].strip()[:120]
         raise UserError(f"{flag} {path} is not the published network of that name ({reason})") from None
     return network.requires_grad_(False)
 
@@ -93,6 +96,7 @@ def enlarge(network, tokenizer, prompts, low_res, config, repainting=None):
         return sampler(process, denoiser, TEMPERATURE * x_T, generator, bound=bound)
 
     denoiser_of = guided_denoisers(network, tokenizer, prompts, 1, **seen)
+    config = replace(config, seed=config.seed + NOISE_SEED)
     return sample_batches(cooler, denoiser_of, network.image_shape, len(prompts), config, batch_size=4)
 
 
@@ -102,7 +106,7 @@ def load_enlarger(config, size):
     size: of that network's pictures.
     """
     if config.mask:
-        raise UserError("--openai-upsampler repaints what --openai has repainted; leave one out")
+        raise UserError("to repaint, --openai-upsampler needs --openai base_inpaint.pt; or leave out --mask")
     if size != BASE["image_size"] and not config.upsampler:
         raise UserError(f"--openai-upsampler enlarges 64x64 pixels, and --checkpoint draws {size}x{size}")
     tokenizer = gpt2_tokenizer(config.vocabulary, UPSAMPLER["text_ctx"])

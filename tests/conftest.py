@@ -24,6 +24,14 @@ def real_data():
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session")
+def gpt2_vocabulary():
+    """The folder with GPT-2's encoder.json and vocab.bpe."""
+    if not (folder := SHARED_DATA / "gpt2_bpe").is_dir():
+        pytest.skip(f"no vocabulary at {folder}")
+    return folder
+
+
 def golden_json(name):
     return json.loads((GOLDEN / f"{name}.json").read_text())
 

@@ -15,6 +15,7 @@ from lesson_06_miniglide.inpainting import Repainting
 from lesson_06_miniglide.presets import PRESETS, new_network
 
 LESSONS = ["lesson_01_ddpm", "lesson_02_improved_ddpm", "lesson_03_adm", "lesson_04_text_conditioning"]
+LESSONS += ["lesson_06_miniglide"]
 ASK = {"guidance_scale": 3, "steps": 2, "sampler": "dpm++", "thresholding": False, "seed": 0, "n": 2}
 
 
@@ -58,6 +59,9 @@ def test_what_is_not_painted_stays(model):
     assert repainting.known[0, 0, 0].tolist() == [1] * 16 + [0] * 16 and repainting.image.min() == 1
     sample = ask(model, prompt="a red seven", n=1, drawing=drawing)[-1][0]
     assert (sample[20:-20, 20:200] == 255).all() and (sample[:, 300:] != 255).any()
+    thin = np.zeros((64, 64, 4), np.uint8)
+    thin[10, :, 3] = 1
+    assert repainting_of({"background": background, "layers": [thin]}, (3, 32, 32)).known.sum() == 31 * 32
     nothing = {"background": background, "layers": [np.zeros((64, 64, 4), np.uint8)]}
     assert repainting_of(nothing, (3, 32, 32)) is None and repainting_of(None, (3, 32, 32)) is None
 
@@ -73,6 +77,7 @@ def test_what_is_not_painted_stays(model):
         ({"guidance_scale": float("nan")}, "between 0 and 20"),
         ({"seed": -1}, "The seed"),
         ({"seed": None}, "A field is empty"),
+        ({"steps": float("inf")}, "A field is empty"),
         ({"sampler": "x"}, "The sampler x is unknown"),
     ],
 )

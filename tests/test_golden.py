@@ -243,12 +243,10 @@ def test_network(name):
     torch.testing.assert_close(output, golden["output"], rtol=0, atol=5e-5)
 
 
-def test_glide_tokens(real_data):
+def test_glide_tokens(gpt2_vocabulary):
     golden = golden_json("glide_tokens")
-    folder = real_data / "gpt2_bpe"
-    tokenizer = CaptionTokenizer.from_gpt2_files(
-        folder / "encoder.json", folder / "vocab.bpe", golden["text_ctx"]
-    )
+    files = gpt2_vocabulary / "encoder.json", gpt2_vocabulary / "vocab.bpe"
+    tokenizer = CaptionTokenizer.from_gpt2_files(*files, golden["text_ctx"])
     assert (tokenizer.vocab_size, tokenizer.padding_id) == (golden["n_vocab"], golden["end_token"])
     for row in golden["rows"]:
         tokens, mask = tokenizer.encode([row["text"]])

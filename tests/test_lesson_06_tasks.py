@@ -129,6 +129,8 @@ def trained(tmp_path_factory):
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 32:] = 255
     Image.fromarray(mask).save(folder / "mask.png")
+    Image.new("L", (30, 40)).save(folder / "black.png")
+    Image.new("1", (10_000, 9_000)).save(folder / "large.png")
     whole = (folder / "image.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     return folder
@@ -199,6 +201,9 @@ def test_little_strength_keeps_most_of_the_picture(trained, tmp_path):
         (["--checkpoint", "{}/tiny", "--image", "{}/image.png", "--strength", "0"], "--strength is 0"),
         (["--checkpoint", "{}/tiny", "--image", "{}/cut.png"], "cut.png cannot be read as a picture"),
         (["--checkpoint", "{}/tiny", "--times", "0"], "--times is 0"),
+        (["--checkpoint", "{}/small", "--upsampler", "{}/none"], "--upsampler"),
+        (["--checkpoint", "{}/tiny", "--image", "{}/image.png", "--mask", "{}/black.png"], "is black"),
+        (["--checkpoint", "{}/tiny", "--image", "{}/large.png"], "could be decompression bomb"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(flags, line, trained, capsys):

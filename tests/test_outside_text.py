@@ -1,16 +1,20 @@
 """A frozen text encoder from outside, with a tiny T5 of random weights; skipped without transformers."""
 
 import json
+import shutil
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from common.command import UserError, run_command
 from common.runs import saved_config
 from lesson_06_miniglide import outside_text, sample, train
-from lesson_06_miniglide.outside_text import FrozenEncoder, KeptStates, OutsideConfig
+from lesson_06_miniglide.outside_text import FrozenEncoder, KeptStates, OutsideConfig, encoder_of
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def test_states_are_those_of_the_model_and_padding_is_masked(tiny_t5):
 
 def test_padding_replaces_what_the_encoder_says_there():
     torch.manual_seed(0)
-    text = OutsideConfig("x", 16, 4, 8).new_encoder(12)
+    text = OutsideConfig("x", "digest", 16, 4, 8).new_encoder(12)
     states, mask = torch.randn(2, 4, 16), torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]).bool()
     before = text(states, mask)
     assert before.embedding.shape == (2, 12) and before.states.shape == (2, 4, 8)
@@ -72,13 +76,37 @@ def test_states_are_computed_once_and_kept(tiny_t5, tmp_path, monkeypatch):
 def test_training_and_sampling_with_it(tiny_t5, tmp_path, monkeypatch):
     monkeypatch.setattr("lesson_06_miniglide.captioned_images.NUM_DRAWN", 40)
     flags = ["--device", "cpu", "--dry-run", "--batch-size", "4", "--text-encoder", str(tiny_t5)]
+    flags += ["--cache-dir", str(tmp_path / "cache")]
     run_command(train.main, train.Config, saved_config, argv=[*flags, "--out", str(tmp_path / "run")])
     out = tmp_path / "out.npz"
     flags = ["--checkpoint", str(tmp_path / "run"), "--prompt", "a red circle", "--steps", "2"]
     run_command(sample.main, sample.Config, argv=[*flags, "--device", "cpu", "--out", str(out)])
     assert np.load(out)["images"].shape == (8, 64, 64, 3)
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
-    assert config["text_encoder"] == str(tiny_t5)
+    assert config["text_encoder"] == str(tiny_t5) and list((tmp_path / "cache").glob("states_*.npy"))
+
+
+def test_other_weights_in_the_same_place_are_refused(tiny_t5):
+    text = asdict(FrozenEncoder(str(tiny_t5), 6).config(8))
+    assert encoder_of(text).context == 6
+    with pytest.raises(UserError, match="other weights"):
+        encoder_of(text | {"weights": "0"})
+
+
+def test_what_is_no_t5_is_refused(tiny_t5, tmp_path):
+    def copy(name):
+        return Path(shutil.copytree(tiny_t5, tmp_path / name))
+
+    cut, other, deaf = copy("cut"), copy("other"), copy("deaf")
+    whole = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    weights = load_file(other / "model.safetensors")
+    save_file({f"bert.{n}": w for n, w in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    for file in deaf.glob("*token*"):
+        file.unlink()
+    for folder, line in ((cut, "cannot be had"), (other, "not of T5's kind"), (deaf, "cannot")):
+        with pytest.raises(UserError, match=line):
+            FrozenEncoder(str(folder), 6)
 
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):

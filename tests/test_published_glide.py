@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,20 +13,21 @@ from common.command import run_command
 from lesson_01_ddpm import diffusion
 from lesson_01_ddpm.diffusion import linear_betas
 from lesson_02_improved_ddpm import ddim
-from lesson_02_improved_ddpm.schedules import space_timesteps
+from lesson_02_improved_ddpm.schedules import cosine_betas, space_timesteps
 from lesson_03_adm.published import config_from_published
 from lesson_04_text_conditioning.published import glide_from_published
-from lesson_04_text_conditioning.text_transformer import Text
+from lesson_04_text_conditioning.text_transformer import Text, TextConfig
 from lesson_04_text_conditioning.text_unet import TextUNet
 from lesson_04_text_conditioning.tokenizer import END
 from lesson_06_miniglide import sample
 from lesson_06_miniglide.captioned_images import gpt2_tokenizer
+from lesson_06_miniglide.generate import NOISE_SEED
 from lesson_06_miniglide.inpainting import Repainting
 from lesson_06_miniglide.presets import GLIDE, GLIDE_TEXT, PRESETS, new_network
-from lesson_06_miniglide.published_glide import BASE, UPSAMPLER, draw_base, enlarge
+from lesson_06_miniglide.published_glide import BASE, UPSAMPLER, base_process, draw_base, enlarge
 from tests.test_golden import golden_json, published_weights
 
-CONFIG = SimpleNamespace(sampler="ddpm", steps=2, seed=0, device="cpu")
+CONFIG = sample.Config(sampler="ddpm", steps=2, device="cpu")
 GOLDEN = ("glide_base", "glide_upsampler", "glide_inpaint")
 
 
@@ -128,8 +128,8 @@ def test_the_upsampler_is_asked_as_glide_asks_it(vocabulary):
     x_T, _, text, seen = network.calls[0]
     assert [int(call[1][0]) for call in network.calls] == space_timesteps(1000, "fast27")[::-1]
     torch.testing.assert_close(
-        x_T / 0.997, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    )
+        x_T / 0.997, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(NOISE_SEED))
+    )  # not the noise that low_res began as
     grid = (seen + 1) * 127.5
     torch.testing.assert_close(grid, grid.round(), rtol=0, atol=1e-4)
     assert (seen - low_res).abs().max() <= 1 / 255 + 1e-6
@@ -164,6 +164,85 @@ def test_what_glide_does_where_nothing_is_said():
     assert settings(openai="x") == (100, "ddpm", 3.0)
     assert settings(openai="x", mask="y") == (100, "ddpm", 5.0)
     assert settings() == (20, "dpm++", 3.0)
+
+
+def test_the_base_network_has_100_timesteps_of_the_cosine_schedule():
+    process = base_process(replace(CONFIG, steps=100))
+    assert process.timesteps.tolist() == space_timesteps(1000, "100")
+    alpha_bar = (1 - cosine_betas(1000)).cumprod(0)[process.timesteps]
+    torch.testing.assert_close(process.alpha_bar, alpha_bar)
+
+
+@pytest.fixture
+def published(vocabulary, monkeypatch):
+    """The folder of the four files, of small networks, with the vocabulary and a picture to repaint."""
+    small = {"num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "num_head_channels": 16}
+    small |= {"attention_resolutions": "16", "text_ctx": 8, "xf_width": 32, "xf_layers": 1, "xf_heads": 2}
+    torch.manual_seed(0)
+    for settings, name, size in ((BASE, "base", 64), (UPSAMPLER, "upsample", 128)):
+        for key, value in (small | {"image_size": size}).items():
+            monkeypatch.setitem(settings, key, value)
+        config, text = (
+            replace(config_from_published(settings), out_channels=6),
+            TextConfig(50_257, 8, 32, 1, 2),
+        )
+        for inpaint, ending in ((False, ""), (True, "_inpaint")):
+            network = TextUNet(config, text, inpaint, settings.get("super_res", False))
+            weights = {published_name(n): 0.05 * torch.randn_like(w) for n, w in network.state_dict().items()}
+            torch.save(weights, vocabulary / f"{name}{ending}.pt")
+    rng, mask = np.random.default_rng(0), np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)).save(vocabulary / "image.png")
+    Image.fromarray(mask).save(vocabulary / "mask.png")
+    return vocabulary
+
+
+def drawn(folder, *flags):
+    """What sample.py draws of one prompt; names of files are of those in the folder."""
+    files = [str(folder / flag) if (folder / flag).is_file() else flag for flag in flags]
+    files += ["--vocabulary", str(folder)] if any("openai" in flag for flag in flags) else []
+    files += ["--prompt", "a corgi", "--num-samples", "1", "--steps", "2"]
+    out = folder / "out.npz"
+    run_command(sample.main, sample.Config, argv=[*files, "--device", "cpu", "--out", str(out)])
+    return np.load(out)["images"][0]
+
+
+def test_the_upsampler_enlarges_what_the_base_network_draws(published, monkeypatch):
+    calls, forward = [], TextUNet.forward
+
+    def noting(network, x_t, t, text, *seen, low_res=None):
+        calls.append((len(x_t), x_t.shape[-1], low_res))
+        return forward(network, x_t, t, text, *seen, low_res=low_res)
+
+    monkeypatch.setattr(TextUNet, "forward", noting)
+    small = drawn(published, "--openai", "base.pt")
+    assert [call[:2] for call in calls] == [(2, 64)] * 2  # with and without the caption
+    calls.clear()
+    large = drawn(published, "--openai", "base.pt", "--openai-upsampler", "upsample.pt")
+    assert large.shape == (128, 128, 3) and [call[:2] for call in calls[2:]] == [(1, 128)] * 27
+    torch.testing.assert_close(calls[-1][2][0], torch.from_numpy(small).permute(2, 0, 1) / 127.5 - 1)
+
+
+def test_the_upsampler_enlarges_what_our_networks_draw(published):
+    small, large = drawn(published), drawn(published, "--openai-upsampler", "upsample.pt")
+    assert small.shape == (64, 64, 3) and large.shape == (128, 128, 3)
+
+
+def test_guidance_is_what_the_flag_says(published):
+    def at(scale):
+        return drawn(published, "--openai", "base.pt", "--guidance-scale", scale)
+
+    assert (at("3") == drawn(published, "--openai", "base.pt")).all()
+    assert (at("0") != at("1")).any() and (at("1") != at("3")).any()
+
+
+def test_both_published_networks_repaint(published):
+    flags = ["--image", "image.png", "--mask", "mask.png", "--openai", "base_inpaint.pt"]
+    image, large = Image.open(published / "image.png"), ["--openai-upsampler", "upsample_inpaint.pt"]
+    for size, more in ((64, []), (128, large)):
+        there, images = np.array(image.resize((size, size), Image.BICUBIC)), drawn(published, *flags, *more)
+        half = size // 2
+        assert (images[:, :half] == there[:, :half]).all() and (images != there)[:, half:].mean() > 0.9
 
 
 @pytest.mark.parametrize("inpaint, count", [(False, 398_361_286), (True, 398_368_198)])
@@ -212,11 +291,18 @@ def test_masks_are_white_where_to_draw(tmp_path):
         (["--openai", "{}/small.pt", "--vocabulary", "{}", "--mask", "x"], "takes both, --image and --mask"),
         (["--openai", "{}/small.pt", "--vocabulary", "{}", "--out", "x.gif"], "with --openai"),
         (["--openai", "{}/small.pt", "--checkpoint", "x"], "leave one out"),
+        (["--openai", "{}/module.pt", "--vocabulary", "{}"], "(no weights alone)"),
+        (["--openai", "{}/small.pt", "--vocabulary", "{}/v"], "its encoder.json is not GPT-2's"),
+        (["--prompt", "\udcff"], "is not text in UTF-8"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(flags, line, vocabulary, capsys):
     torch.save(published_weights(golden_json("glide_base")["parameters"]), vocabulary / "small.pt")
     (vocabulary / "empty.pt").write_bytes(b"")
+    torch.save(Recorder(), vocabulary / "module.pt")
+    (vocabulary / "v").mkdir()
+    (vocabulary / "v" / "encoder.json").write_text("{}")
+    (vocabulary / "v" / "vocab.bpe").write_text("#version: 0.2\n")
     with pytest.raises(SystemExit, match="2"):
         run_command(sample.main, sample.Config, argv=[flag.format(vocabulary) for flag in flags])
     error = capsys.readouterr().err
