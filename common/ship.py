@@ -48,6 +48,23 @@ HEADS = {
     "of_ceiling": "of the machine's best",
     "peak_mb": "memory, MB",
     "variant": "variant",
+    "upsampler": "enlarged by",
+    "source": "16x16 pixels of",
+    "level": "level of noise",
+    "way": "holes filled by",
+    "guidance": "guidance",
+    "scale": "strength",
+    "pixels": "pixels",
+    "attention_32": "attention at 32x32",
+    "attention_16": "at 16x16",
+    "attention_8": "at 8x8",
+    "gb_without_images": "GB without images",
+    "mb_an_image": "MB an image",
+    "mb_checkpointed": "with checkpointing",
+    "fits_8_gb": "batch in 8 GB",
+    "fits_16_gb": "16 GB",
+    "fits_24_gb": "24 GB",
+    "fits_80_gb": "80 GB",
     "images_seen": "images trained on",
     "guidance_scale": "s",
     "sampler": "sampler",
@@ -60,6 +77,10 @@ HEADS = {
     "fid": "FID",
     "fid_floor": "FID of real images",
     "fid_of_thumbnails": "FID of thumbnails",
+    "psnr": "PSNR, dB",
+    "fid_of_details": "FID of details",
+    "jump_at_the_edge": "step across the edge",
+    "seconds_a_sample": "seconds a sample",
     "kid": "KID",
     "diversity": "diversity (real: 1)",
     "bits_per_dim": "bits/dim",
@@ -70,11 +91,12 @@ HEADS = {
     "memorised": "memorised (real: 1 %)",
     "memorised_blurred": "the same, real and blurred",
 }
-COUNTS = ("n", "guidance_scale", "sample_steps")
-WHOLE = ("batch", "peak_mb", "images_seen")
+COUNTS = ("n", "guidance_scale", "sample_steps", "level", "scale")
+WHOLE = ("batch", "peak_mb", "images_seen", "pixels", "mb_an_image", "mb_checkpointed")
 SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
 SHARES += ("all_right", "all_right_held_out", "read_as_dog", "breed_accuracy", "memorised")
-SHARES += ("memorised_blurred", "of_ceiling")
+SHARES += ("memorised_blurred", "of_ceiling", "attention_32", "attention_16", "attention_8")
+FINE = ("jump_at_the_edge",)
 
 
 @dataclass(frozen=True)
@@ -205,8 +227,10 @@ def ladder():
 def shown(name, value):
     if value is None or isinstance(value, str):
         return value or "-"
-    form = "g" if name in COUNTS else ",.0f" if name in WHOLE else ".1%" if name in SHARES else ",.2f"
-    return format(value, form)
+    if isinstance(value, list):
+        return " / ".join(map(str, value))
+    forms = {",.0f": WHOLE, ".1%": SHARES, "g": COUNTS, ".3f": FINE}
+    return format(value, next((form for form, names in forms.items() if name in names), ",.2f"))
 
 
 if __name__ == "__main__":
