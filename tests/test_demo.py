@@ -15,7 +15,8 @@ from lesson_06_miniglide.inpainting import Repainting
 from lesson_06_miniglide.presets import PRESETS, new_network
 
 LESSONS = ["lesson_01_ddpm", "lesson_02_improved_ddpm", "lesson_03_adm", "lesson_04_text_conditioning"]
-LESSONS += ["lesson_06_miniglide"]
+SHIPPED = [(lesson, None) for lesson in LESSONS]
+SHIPPED += [("lesson_06_miniglide", name) for name in (None, "dogs", "small", "inpainting")]
 ASK = {"guidance_scale": 3, "steps": 2, "sampler": "dpm++", "thresholding": False, "seed": 0, "n": 2}
 
 
@@ -28,9 +29,9 @@ def ask(model, **changed):
     return list(draw(model, **{"prompt": "7"} | ASK | changed))
 
 
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_checkpoints_of_all_lessons_draw(lesson):
-    pictures = ask(Model(shipped_weights(lesson), "cpu"))
+@pytest.mark.parametrize("lesson, name", SHIPPED)
+def test_checkpoints_of_all_lessons_draw(lesson, name):
+    pictures = ask(Model(shipped_weights(lesson, name), "cpu"))
     assert len(pictures) == 3 and pictures[-1][0].shape[2] == 3 and pictures[-1][0].dtype == np.uint8
     assert (pictures[0][0] != pictures[-1][0]).any()
 
@@ -50,7 +51,9 @@ def test_many_steps_are_shown_in_few_frames(model):
     assert len(ask(model, prompt="a red seven", steps=60, n=1)) <= demo.FRAMES + 1
 
 
-def test_what_is_not_painted_stays(model):
+@pytest.mark.parametrize("lesson, name", [("lesson_05_cfg", None), ("lesson_06_miniglide", "inpainting")])
+def test_what_is_not_painted_stays(lesson, name):
+    model = Model(shipped_weights(lesson, name), "cpu")
     background = np.full((64, 64, 3), 255, np.uint8)
     layer = np.zeros((64, 64, 4), np.uint8)
     layer[:, 32:, 3] = 255
