@@ -117,6 +117,10 @@ class Experiment:
         """The run of a variant, or where those of all are."""
         return Path("runs/experiments") / self.lesson / self.trainings / variant
 
+    def has_begun(self, variant):
+        """Whether there is a checkpoint, with which its training goes on."""
+        return any(self.folder_of(variant).glob("checkpoints/step_*.pt"))
+
     def train(
         self, variant, network, loss, show=None, data=None, metadata=None, kind=TrainConfig, **settings
     ):
@@ -128,7 +132,7 @@ class Experiment:
         config, folder = self.config, self.folder_of(variant)
         settings = {"steps": config.steps, "seed": config.seed, "device": config.device} | settings
         settings = kind(out=str(folder), **settings)
-        if any(folder.glob("checkpoints/step_*.pt")):
+        if self.has_begun(variant):
             settings = replace(settings, resume=str(folder))
         else:  # stopped before its first checkpoint, if it ever began: from the start
             (folder / "config.json").unlink(missing_ok=True)

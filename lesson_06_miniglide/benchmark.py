@@ -12,6 +12,9 @@ without and with checkpointing of activations.
 
 --rounding times nothing either: it compares the losses of 50 steps in fp32 and in bf16.
 
+--roofline shows where the time of a training step goes, by kind of operation, and the least that each could
+take on this machine.
+
 --data-dir, a folder of photos, also times how they are loaded, from the cache and decoded at each access, and
 says what share of a training step is spent on it.
 
@@ -37,6 +40,7 @@ from lesson_06_miniglide.big_trainer import autocast_to
 from lesson_06_miniglide.contenders import IMAGE_SHAPES, WORK, adapter_of, contender, precision
 from lesson_06_miniglide.data_speed import data_rates
 from lesson_06_miniglide.growth import growth
+from lesson_06_miniglide.roofline import roofline
 from lesson_06_miniglide.rounding import compare_losses
 
 STATUS = Path("/proc/self/status")
@@ -53,6 +57,7 @@ class Config:
     dogs: bool = False  # they are Stanford Dogs
     growth: bool = False  # FLOPs and memory of the presets, counted and not timed
     rounding: bool = False  # losses in fp32 and bf16, and no times
+    roofline: bool = False  # a training step by kinds of operations, and the least time of each
     rounds: int = 7  # steps timed of each network, after one that is not
     fp32: bool = False  # no bf16, where the machine is fast at it
     compile: bool = False  # all networks by torch.compile
@@ -162,6 +167,23 @@ def measure(work, config, best):
     return rows
 
 
+def limits_of(config):
+    """(ceiling, the TFLOP/s of it in the precision that the networks compute in)."""
+    limits, device = ceiling(config), pick_device(config.device)
+    print("at best: " + ", ".join(f"{name} {value:.3g}" for name, value in limits.items()))
+    with autocast_to(precision(config), device):
+        return limits, limits["bfloat16" if torch.is_autocast_enabled(device.type) else "float32"]
+
+
+def watch(config):
+    """What --out keeps of --roofline."""
+    limits, best = limits_of(config)
+    config = replace(config, batch_size=config.batch_size[0])
+    bandwidth, until_done = 1e9 * limits["copy_gb_a_second"], partial(wait, pick_device(config.device))
+    rows = roofline(config, 1e12 * best, bandwidth, until_done)
+    return {"machine": describe_machine(), "at_best": limits, "rows": rows}
+
+
 def time_all(config):
     """What --out keeps: the machine, what it can do at best, a row a network, kind of work and batch."""
     for path in config.against:
@@ -169,10 +191,7 @@ def time_all(config):
     rates = data_rates(config.data_dir, config.dogs, config.batch_size[0]) if config.data_dir else {}
     if rates:
         print("images/s: " + ", ".join(f"{name} {value:,.0f}" for name, value in rates.items()))
-    limits, device = ceiling(config), pick_device(config.device)
-    print("at best: " + ", ".join(f"{name} {value:.3g}" for name, value in limits.items()))
-    with autocast_to(precision(config), device):
-        best = limits["bfloat16" if torch.is_autocast_enabled(device.type) else "float32"]
+    limits, best = limits_of(config)
     batches = [replace(config, batch_size=n) for n in config.batch_size]
     rows = [row for work in WORK for batch in batches for row in measure(work, batch, best)]
     for row in rows:
@@ -189,6 +208,8 @@ def main(config):
         content = {"rows": growth()}
     elif config.rounding:
         content = {"machine": describe_machine(), "rows": compare_losses(config)}
+    elif config.roofline:
+        content = watch(config)
     else:
         content = time_all(config)
     print(as_table(content["rows"], list(content["rows"][0])))

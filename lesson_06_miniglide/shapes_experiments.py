@@ -54,7 +54,7 @@ class Shapes(Experiment):
         network = new_network(preset, settings, text, diffusion.alpha_bar)
         if start_from:
             network.load_state_dict(widened(start_from.network.state_dict(), network))
-        elif PRESETS[preset].sketching:
+        elif PRESETS[preset].sketching and not self.has_begun(name):
             steps = min(PRESETS[preset].sketching, self.config.steps)
             learn_to_sketch(network.to(pick_device(self.config.device)), self.data, steps, self.config.seed)
         facts = {"network": asdict(settings), "text": asdict(text), "tokenizer": self.tokenizer.to_json()}

@@ -51,8 +51,9 @@ def noised(diffusion, low_res, level):
 
 
 def enlarge(diffusion, network, x_0):
-    """The task: draw x_0, seeing it small and with noise of the first half of the timesteps."""
-    level = torch.randint(num_levels(diffusion), (len(x_0),))
+    """The task: draw x_0, seeing it small and with noise of the first half of the timesteps, mostly little:
+    there is most to be seen, and to be learned."""
+    level = (num_levels(diffusion) * torch.rand(len(x_0)) ** 2).long()
     return x_0, noised(diffusion, shrink(x_0, LOW_RES), level)
 
 

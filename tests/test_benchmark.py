@@ -9,6 +9,7 @@ from PIL import Image
 from common.command import run_command
 from lesson_06_miniglide import benchmark, rounding
 from lesson_06_miniglide.growth import TrainingMemory, cost, kept_bytes, network_for
+from lesson_06_miniglide.roofline import Accounts, kind_of
 
 ADAPTER = """
 from torch import nn
@@ -53,6 +54,34 @@ def test_losses_in_bf16_are_those_in_fp32(monkeypatch, tmp_path):
     monkeypatch.setattr(rounding, "losses", lambda name, config: [1.0, 0.5] if config.fp32 else [1.0, 0.6])
     run("lesson_01", "--rounding", "--out", str(out))
     assert json.loads(out.read_text())["rows"][0]["furthest_apart"] == pytest.approx(0.2)
+
+
+def test_operations_are_counted_by_kind():
+    a, x = torch.randn(64, 64), torch.randn(1000)
+    with Accounts(lambda: None) as accounts:
+        a @ a
+        x.view(10, 100) + 1.0  # reads and writes; to look at it otherwise costs nothing
+        torch.nn.functional.group_norm(a[None], 4)
+    product, sum_, norm = (accounts.of[kind] for kind in ("products", "all else, point by point", "norms"))
+    assert (product.calls, product.flops, product.bytes) == (1, 2 * 64**3, 3 * 64**2 * 4)
+    assert (sum_.calls, sum_.flops, sum_.bytes) == (1, 0, 2 * 1000 * 4)
+    assert norm.calls == 1 and norm.seconds > 0 and len(accounts.of) == 3
+    assert kind_of("aten._foreach_norm") == kind_of("aten._fused_adamw_") == "optimizer, average"
+
+
+def test_a_step_has_the_flops_that_the_benchmark_counts(tmp_path):
+    few = ["--batch-size", "2", "--rounds", "1"]
+    run("lesson_03", "--roofline", *few, "--out", str(tmp_path / "roofline.json"))
+    run("lesson_03", *few, "--out", str(tmp_path / "speed.json"))
+    contents = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("roofline", "speed"))
+    watched, timed = (content["rows"] for content in contents)
+    *kinds, whole = watched
+    assert whole["gflop"] == pytest.approx(2 * timed[0]["gflop_an_image"], rel=1e-6)
+    assert sum(row["of_the_step"] for row in kinds) == pytest.approx(1)
+    assert kinds[0]["seconds"] == max(row["seconds"] for row in kinds)
+    assert whole["least_seconds"] == pytest.approx(sum(row["least_seconds"] for row in kinds))
+    names = {row["kind"]: row["flop_a_byte"] for row in kinds}
+    assert names["convolutions"] > 10 and names["norms"] == 0
 
 
 def test_loading_is_timed_and_set_against_a_training_step(tmp_path):

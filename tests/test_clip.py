@@ -1,11 +1,16 @@
 """The small CLIP: its loss against a table written out, its gradient against differences, what it learns."""
 
+from dataclasses import replace
+
 import torch
 
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_03_adm.adm_unet import ADMConfig
 from lesson_04_text_conditioning.text_transformer import TextConfig
-from lesson_06_miniglide.clip import NoisyCLIP, clip_gradient, loss_clip, nearest_caption
+from lesson_06_miniglide import shapes
+from lesson_06_miniglide.captioned_images import drawn_shapes
+from lesson_06_miniglide.clip import NoisyCLIP, PatchCLIP, clip_gradient, loss_clip, nearest_caption
+from lesson_06_miniglide.clip_experiments import turned_round
 
 IMAGES = ADMConfig(
     image_size=8,
@@ -76,3 +81,23 @@ def test_it_learns_which_caption_is_whose():
     heard = (nearest_caption(PROCESS, clip, x_0, captions, t) for t in (100, 999))
     clear, hidden = ((nearest == kind).float().mean() for nearest in heard)
     assert clear > 0.95 and 0.35 < hidden < 0.65
+
+
+def test_patches_lose_nothing_of_a_picture():
+    images = replace(IMAGES, in_channels=12)
+    torch.manual_seed(0)
+    clip, x_t, t = PatchCLIP(images, CAPTIONS, 4), torch.randn(2, 3, 16, 16), torch.tensor([5, 900])
+    patches = torch.stack([x_t[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 2).flatten(1, 2)
+    plain = NoisyCLIP(images, CAPTIONS, 4)
+    plain.load_state_dict(clip.state_dict())
+    torch.testing.assert_close(clip.embed_images(x_t, t), plain.embed_images(patches, t))
+
+
+def test_a_caption_turned_round_is_false():
+    drawn = drawn_shapes(40)
+    captions = drawn.captions_of(torch.arange(40))
+    pairs = [i for i, caption in enumerate(captions) if shapes.parse(caption).relation]
+    assert len(pairs) > 10
+    for i in pairs:
+        assert shapes.check(drawn.images[i], captions[i])
+        assert not shapes.check(drawn.images[i], turned_round(captions[i]))

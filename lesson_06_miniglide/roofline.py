@@ -1,0 +1,108 @@
+"""Where a training step's time goes, and the least it could take on this machine (Williams et al. 2009).
+
+Every operation that PyTorch carries out is timed as it passes, and its FLOPs and bytes are counted: what it
+takes at least is its FLOPs at the machine's best rate or its bytes at the rate of a copy, whichever is more.
+"""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from lesson_06_miniglide.contenders import contender, training_step
+
+# kind -> what the names of its operations contain; the first that fits counts
+KINDS = {
+    "attention": ("scaled_dot_product",),
+    "convolutions": ("convolution",),
+    "products": ("mm", "matmul", "linear"),
+    "norms": ("norm",),
+    "optimizer, average": ("_fused", "_foreach"),
+    "copies, other formats": ("_to_copy", "copy_", "clone", "contiguous", "cat"),
+}
+
+
+def kind_of(operation):
+    """operation: a name such as aten.convolution_backward. clip_grad_norm_ and the average come as lists."""
+    if "_foreach" in operation:
+        return "optimizer, average"
+    names = (kind for kind, parts in KINDS.items() if any(part in operation for part in parts))
+    return next(names, "all else, point by point")
+
+
+@dataclass
+class Account:
+    calls: int = 0
+    seconds: float = 0.0
+    flops: int = 0
+    bytes: int = 0  # read and written; what is in a cache already counts like all else
+
+
+class Accounts(TorchDispatchMode):
+    """kind -> its Account, of all that happens inside this context. wait: () -> None, until it is done."""
+
+    def __init__(self, wait):
+        super().__init__()
+        self.of, self.wait = defaultdict(Account), wait
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.wait()
+        before = time.perf_counter()
+        result = operation(*args, **kwargs)
+        self.wait()
+        seconds = time.perf_counter() - before
+        if not operation.is_view:
+            packet = operation._overloadpacket
+            account = self.of[kind_of(str(packet))]
+            account.calls, account.seconds = account.calls + 1, account.seconds + seconds
+            if packet in flop_registry:
+                account.flops += flop_registry[packet](*args, **kwargs, out_val=result)
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+            account.bytes += sum(x.numel() * x.element_size() for x in tensors)
+        return result
+
+
+def roofline(config, rate, bandwidth, wait):
+    """A row for each kind of operation of a training step of each network, and one for the whole step.
+
+    rate: FLOP/s at best. bandwidth: bytes/s of a copy.
+    """
+    rows = []
+    for name in config.networks:
+        step = training_step(contender(name, config), config)
+        step()  # memory is there, formats are chosen
+        started = time.perf_counter()
+        for _ in range(config.rounds):
+            step()
+        wait()
+        whole = (time.perf_counter() - started) / config.rounds
+        with Accounts(wait) as accounts:
+            for _ in range(config.rounds):
+                step()
+        in_all = sum(account.seconds for account in accounts.of.values())
+        for kind, account in sorted(accounts.of.items(), key=lambda item: -item[1].seconds):
+            flops, moved = account.flops / config.rounds, account.bytes / config.rounds
+            rows.append(
+                {
+                    "network": name,
+                    "batch": config.batch_size,
+                    "kind": kind,
+                    "calls": account.calls // config.rounds,
+                    "seconds": account.seconds / config.rounds,
+                    "of_the_step": account.seconds / in_all,
+                    "gflop": flops / 1e9,
+                    "gb": moved / 1e9,
+                    "flop_a_byte": flops / moved,
+                    "least_seconds": max(flops / rate, moved / bandwidth),
+                }
+            )
+        least = sum(row["least_seconds"] for row in rows if row["network"] == name)
+        flops = sum(row["gflop"] for row in rows if row["network"] == name)
+        total = {"network": name, "batch": config.batch_size, "kind": "the whole step, not watched"}
+        rows.append(total | {"seconds": whole, "gflop": flops, "least_seconds": least})
+    return rows
