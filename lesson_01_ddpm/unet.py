@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from common.resample import double
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -111,7 +113,7 @@ class Upsample(nn.Module):
         self.conv = conv(channels, channels)
 
     def forward(self, x, emb, context):
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.conv(double(x))
 
 
 class Layers(nn.ModuleList):

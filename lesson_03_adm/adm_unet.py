@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from common.resample import double, halve
 from lesson_01_ddpm.unet import Downsample, UNet, UNetConfig, Upsample, attend, conv, zero
 
 
@@ -25,14 +26,6 @@ class ADMConfig(UNetConfig):
         if heads * width != channels:
             raise ValueError(f"{channels} channels cannot be cut into heads of {width}")
         return heads
-
-
-def halve(x):
-    return F.avg_pool2d(x, 2)
-
-
-def double(x):
-    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 class ResBlock(nn.Module):

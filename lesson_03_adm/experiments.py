@@ -15,11 +15,11 @@ from statistics import median
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.command import autocast, pick_device, run_command
 from common.evaluation import reference_for
 from common.experiments import Experiment, ExperimentConfig, quality, run_experiment
+from common.flops import flop_counter
 from common.pictures import curves
 from common.sampling import load_network, sample_batches
 from lesson_01_ddpm.diffusion import loss_at_random_t
@@ -87,7 +87,7 @@ def cost(settings, config, batch=64):
     device = pick_device(config.device)
     network = new_network(settings, config).to(device)
     x_0, label = torch.randn(batch, *IMAGE_SHAPE, device=device).clamp(-1, 1), balanced(batch).to(device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         network(x_0[:1], label[:1], label[:1])
     seconds = []
     for _ in range(TIMED):

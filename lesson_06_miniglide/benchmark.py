@@ -31,10 +31,10 @@ from pathlib import Path
 
 import torch
 import tyro
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.command import check_choice, is_fast_at_bf16, pick_device, run_command
 from common.experiments import as_table
+from common.flops import flop_counter
 from common.runs import describe_machine, write_json
 from lesson_06_miniglide.big_trainer import autocast_to
 from lesson_06_miniglide.contenders import IMAGE_SHAPES, WORK, adapter_of, contender, precision
@@ -105,9 +105,9 @@ def ceiling(config):
 
 @cache
 def flops_an_image(name, work, config):
-    """Of one step for one image. config: with a batch of 1, not compiled, nothing checkpointed."""
+    """Of one step for one image. config: with a batch of 1, in fp32, not compiled, nothing checkpointed."""
     step = WORK[work](contender(name, config), config)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         step()
     return counter.get_total_flops()
 
@@ -141,7 +141,7 @@ def resident_peak():
 def measure(work, config, best):
     """A row a contender, for one kind of work."""
     names, device = [*config.networks, *config.against], pick_device(config.device)
-    plain = replace(config, batch_size=1, compile=False, activation_checkpointing=False)
+    plain = replace(config, batch_size=1, compile=False, activation_checkpointing=False, fp32=True)
     contenders = {name: contender(name, config) for name in names}
     steps = {name: WORK[work](who, config) for name, who in contenders.items()}
     rows = []

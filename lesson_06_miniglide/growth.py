@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
+from common.flops import flop_counter
 from lesson_03_adm.adm_unet import MultiHeadAttention
 from lesson_06_miniglide.big_trainer import checkpoint_activations
 from lesson_06_miniglide.presets import IMAGE_SIZE, PRESETS, new_network
@@ -78,7 +78,7 @@ def count_flops(network, image_size):
     """(FLOPs of a call for one image, pixels of a side -> those of its attention layers)."""
     x_t, t, *caption = inputs(network, image_size, 1)
     text, before, attention = network.encode_text(*caption), {}, {}
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
 
     def enter(layer, args):
         before[layer] = counter.get_total_flops()
@@ -90,7 +90,7 @@ def count_flops(network, image_size):
     layers = [m for m in network.modules() if isinstance(m, MultiHeadAttention)]
     hooks = [m.register_forward_pre_hook(enter) for m in layers]
     hooks += [m.register_forward_hook(leave) for m in layers]
-    with counter, torch.no_grad():
+    with counter, torch.no_grad(), torch.autocast("cpu", enabled=False):  # in bf16 halving is a product
         network(x_t, t, text)
     for hook in hooks:
         hook.remove()

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
+from common.flops import flops_of
 from lesson_06_miniglide.contenders import contender, training_step
 
 # kind -> what the names of its operations contain; the first that fits counts
@@ -57,11 +57,9 @@ class Accounts(TorchDispatchMode):
         self.wait()
         seconds = time.perf_counter() - before
         if not operation.is_view:
-            packet = operation._overloadpacket
-            account = self.of[kind_of(str(packet))]
+            account = self.of[kind_of(str(operation))]
             account.calls, account.seconds = account.calls + 1, account.seconds + seconds
-            if packet in flop_registry:
-                account.flops += flop_registry[packet](*args, **kwargs, out_val=result)
+            account.flops += flops_of(operation, args, kwargs, result)
             tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
             account.bytes += sum(x.numel() * x.element_size() for x in tensors)
         return result

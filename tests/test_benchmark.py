@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from common.command import run_command
+from common.flops import flop_counter
 from lesson_06_miniglide import benchmark, rounding
 from lesson_06_miniglide.growth import TrainingMemory, cost, kept_bytes, network_for
 from lesson_06_miniglide.roofline import Accounts, kind_of
@@ -69,10 +70,21 @@ def test_operations_are_counted_by_kind():
     assert kind_of("aten._foreach_norm") == kind_of("aten._fused_adamw_") == "optimizer, average"
 
 
+def test_fused_attention_is_counted():
+    shape, n = (2, 3, 300, 16), 2 * 3 * 300 * 300 * 16  # a product and a sum for each
+    q, k, v = torch.randn(3, *shape).requires_grad_()
+    with flop_counter() as counter:
+        answer = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert counter.get_total_flops() == 2 * 2 * n  # scores, and values by them
+    with flop_counter() as counter:
+        answer.sum().backward()
+    assert counter.get_total_flops() == 5 * 2 * n  # the scores once more, and four gradients
+
+
 def test_a_step_has_the_flops_that_the_benchmark_counts(tmp_path):
     few = ["--batch-size", "2", "--rounds", "1"]
-    run("lesson_03", "--roofline", *few, "--out", str(tmp_path / "roofline.json"))
-    run("lesson_03", *few, "--out", str(tmp_path / "speed.json"))
+    run("lesson_03", "--roofline", "--fp32", *few, "--out", str(tmp_path / "roofline.json"))
+    run("lesson_03", "--fp32", *few, "--out", str(tmp_path / "speed.json"))
     contents = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("roofline", "speed"))
     watched, timed = (content["rows"] for content in contents)
     *kinds, whole = watched
