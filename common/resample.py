@@ -1,7 +1,7 @@
 """Halving and doubling pictures, in bf16 on a CPU as products of matrices.
 
-There PyTorch's own functions go from place to place unless the channels come last: they took 7 % of a training
-step of lesson 5's network, and so take 1 %.
+There PyTorch's own functions go from place to place unless the channels come last. With these a training step
+of lesson 5's network takes 6 % less.
 """
 
 import torch

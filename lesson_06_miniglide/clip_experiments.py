@@ -176,7 +176,8 @@ def side_by_side(experiment, generator, clip, prompts, measure, shown):
         lines.setdefault(kind, lines["CLIP"][:1] if lines else []).append((row["diversity"], row["fid"]))
         rows[f"{kind}, {scale:g}"] = draw(shown, *way, config)
     experiment.save(curves(lines, "diversity", "FID"))
-    experiment.save_rows(rows, "_samples", scale=2.2, column_labels=shown)
+    scale = 70 / generator.network.image_shape[-1]  # as large on the page, however many pixels
+    experiment.save_rows(rows, "_samples", scale=scale, column_labels=shown)
 
 
 def clip_guidance(config):
