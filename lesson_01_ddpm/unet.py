@@ -79,7 +79,7 @@ def attend(q, k, v):
     """
     if q.device.type != "cpu" or q.shape[-2] > 256:
         return F.scaled_dot_product_attention(q, k, v)
-    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+    return (q / q.shape[-1] ** 0.5 @ k.mT).softmax(-1) @ v
 
 
 class Attention(nn.Module):

@@ -51,7 +51,7 @@ class Config:
     steps: int = 20
     sampler: str = "dpm++"  # ddpm, ddim or dpm++
     upsampler: str | None = None  # a checkpoint of --preset tiny_upsampler, to enlarge the samples first
-    noise_level: int = 0  # timestep whose noise it sees them in
+    noise_level: int = 100  # timestep whose noise it sees them in
     features: str = "judge"  # inception (needs torch-fidelity and a download), or judge (photo_judge.py)
     flip: bool = True  # as in training: what is memorised may be so mirrored
     seed: int = 0

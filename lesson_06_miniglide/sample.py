@@ -32,7 +32,7 @@ class Config(PromptConfig):
     sampler: str | None = None
 
     upsampler: str | None = None  # a checkpoint of --preset tiny_upsampler, to enlarge what was drawn
-    noise_level: int = 0  # timestep whose noise the upsampler sees its small picture in; 0: as it is
+    noise_level: int = 100  # timestep whose noise the upsampler sees its small picture in; 0: as it is
     image: str | None = None  # a picture to start from, or with --mask to repaint
     mask: str | None = None  # a picture that is white where to draw anew, black where --image is kept
     strength: float = 0.7  # of the noise that --image starts in: 1 leaves nothing of it
