@@ -43,6 +43,13 @@ HEADS = {
     "network": "network",
     "work": "work",
     "batch": "batch",
+    "kind": "operations",
+    "calls": "calls",
+    "seconds": "seconds",
+    "least_seconds": "at least",
+    "of_the_step": "of the step",
+    "gflop": "GFLOP",
+    "gb": "GB",
     "images_a_second": "images/s",
     "tflops": "TFLOP/s",
     "of_ceiling": "of the machine's best",
@@ -91,12 +98,12 @@ HEADS = {
     "memorised": "memorised (real: 1 %)",
     "memorised_blurred": "the same, real and blurred",
 }
-COUNTS = ("n", "guidance_scale", "sample_steps", "level", "scale")
-WHOLE = ("batch", "peak_mb", "images_seen", "pixels", "mb_an_image", "mb_checkpointed")
+COUNTS = ("n", "guidance_scale", "sample_steps", "level", "scale", "calls")
+WHOLE = ("batch", "gflop", "peak_mb", "images_seen", "pixels", "mb_an_image", "mb_checkpointed")
 SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
 SHARES += ("all_right", "all_right_held_out", "read_as_dog", "breed_accuracy", "memorised")
-SHARES += ("memorised_blurred", "of_ceiling", "attention_32", "attention_16", "attention_8")
-FINE = ("jump_at_the_edge",)
+SHARES += ("memorised_blurred", "of_ceiling", "of_the_step", "attention_32", "attention_16", "attention_8")
+FINE = ("jump_at_the_edge", "seconds", "least_seconds")
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,7 @@ def as_markdown(rows):
     """The lines of a table of rows (dicts), of those columns that have a name in HEADS."""
     columns = [name for name in HEADS if name in rows[0]]
     lines = ["| " + " | ".join(HEADS[name] for name in columns) + " |", "|" + "---|" * len(columns)]
-    return lines + ["| " + " | ".join(shown(name, row[name]) for name in columns) + " |" for row in rows]
+    return lines + ["| " + " | ".join(shown(name, row.get(name)) for name in columns) + " |" for row in rows]
 
 
 def ladder():
