@@ -54,6 +54,7 @@ HEADS = {
     "tflops": "TFLOP/s",
     "of_ceiling": "of the machine's best",
     "peak_mb": "memory, MB",
+    "minutes_of_training": "minutes of training",
     "variant": "variant",
     "upsampler": "enlarged by",
     "source": "16x16 pixels of",
