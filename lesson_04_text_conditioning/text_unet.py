@@ -31,6 +31,13 @@ class TextAttention(MultiHeadAttention):
         return text_kv
 
 
+def as_large_as(x_t, low_res):
+    """low_res [N, C, h, w] at x_t's resolution, between its pixels a mean of them."""
+    if low_res.shape[2:] == x_t.shape[2:]:
+        return low_res
+    return F.interpolate(low_res, x_t.shape[2:], mode="bilinear", align_corners=False)
+
+
 class TextUNet(nn.Module):
     """(x_t [N, C, H, W], t [N], text) -> [N, out_channels, H, W], text being `encode_text`'s.
 
@@ -70,5 +77,5 @@ class TextUNet(nn.Module):
             mask = x_t.new_zeros(len(x_t), 1, *x_t.shape[2:]) if nothing_known else mask
             seen += [torch.zeros_like(x_t) if nothing_known else image * mask, mask]
         if self.upsample:
-            seen.append(F.interpolate(low_res, x_t.shape[2:], mode="bilinear", align_corners=False))
+            seen.append(as_large_as(x_t, low_res))
         return self.unet(torch.cat(seen, 1), t, embedding=text.embedding, context=text.states)

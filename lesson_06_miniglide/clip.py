@@ -14,7 +14,7 @@ from torch import nn
 from lesson_03_adm.noisy_classifier import NoisyClassifier
 from lesson_04_text_conditioning.text_transformer import TextTransformer
 from lesson_04_text_conditioning.text_unet import TextUNet
-from lesson_06_miniglide.patches import cut
+from lesson_06_miniglide.patches import PATCH, cut
 
 WIDTH = 64  # of the space in which pictures and captions meet
 
@@ -23,6 +23,7 @@ class NoisyCLIP(nn.Module):
     """image_config: ADMConfig of lesson 3's noisy classifier, whose classes become coordinates."""
 
     slow: ClassVar = TextUNet.slow  # for the same reason: colours are learned at once, digits hardly
+    patch: ClassVar = 1  # pixels of a side
 
     def __init__(self, image_config, text_config, width=WIDTH):
         super().__init__()
@@ -40,6 +41,8 @@ class NoisyCLIP(nn.Module):
 
 class PatchCLIP(NoisyCLIP):
     """The same, its pictures cut into patches: image_config's in_channels are those of a patch."""
+
+    patch: ClassVar = PATCH
 
     def embed_images(self, x_t, t):
         return super().embed_images(cut(x_t), t)

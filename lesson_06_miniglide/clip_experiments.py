@@ -23,7 +23,6 @@ from lesson_06_miniglide import shapes
 from lesson_06_miniglide.clip import NoisyCLIP, PatchCLIP, clip_gradient, loss_clip, nearest_caption
 from lesson_06_miniglide.evaluate import redrawn, thumbnails
 from lesson_06_miniglide.generate import LESSON, Generator, guided_denoisers
-from lesson_06_miniglide.patches import PATCH
 from lesson_06_miniglide.presets import new_diffusion
 from lesson_06_miniglide.shapes_experiments import SHOWN, Shapes
 
@@ -44,25 +43,23 @@ class Digits(Captioned):
 
 
 def new_clip(tokenizer, kind=NoisyCLIP):
-    channels = CLIP_IMAGES.in_channels * (PATCH**2 if kind is PatchCLIP else 1)
-    images = replace(CLIP_IMAGES, in_channels=channels)
+    images = replace(CLIP_IMAGES, in_channels=CLIP_IMAGES.in_channels * kind.patch**2)
     return kind(images, TextConfig(tokenizer.vocab_size, tokenizer.context))
 
 
-def trained_clip(experiment, diffusion, name="clip", slow=NoisyCLIP.slow):
-    """The CLIP of captioned digits, which `retrieval` and `clip_guidance` share; or one with other rates."""
+def trained_clip(experiment, diffusion, name="clip", kind=NoisyCLIP, slow=NoisyCLIP.slow, **settings):
+    """The CLIP of captioned digits, which `retrieval` and `clip_guidance` share; or one with other rates.
+    settings: as `experiment.train` takes them."""
     torch.manual_seed(experiment.config.seed)
-    clip = new_clip(experiment.tokenizer)
+    clip = new_clip(experiment.tokenizer, kind)
     clip.slow = slow
-    return experiment.train(name, clip, partial(loss_clip, diffusion))
+    return experiment.train(name, clip, partial(loss_clip, diffusion), **settings)
 
 
 def trained_clip_of_shapes(experiment, diffusion):
     """That of drawn shapes, for both experiments on these."""
-    torch.manual_seed(experiment.config.seed)
-    clip, data = new_clip(experiment.tokenizer, PatchCLIP), (experiment.data, experiment.validation)
-    rates = {"batch_size": 64, "learning_rate": 1.5e-3}
-    return experiment.train("clip", clip, partial(loss_clip, diffusion), data=data, **rates)
+    settings = {"data": (experiment.data, experiment.validation), "batch_size": 64, "learning_rate": 1.5e-3}
+    return trained_clip(experiment, diffusion, kind=PatchCLIP, **settings)
 
 
 def shipped_clip(tokenizer, name="clip", kind=NoisyCLIP):
@@ -119,20 +116,20 @@ def retrieval_of_shapes(config):
     clip = trained_clip_of_shapes(experiment, diffusion)
     pixels, groups = to_pixels(experiment.real), torch.arange(len(experiment.captions)).split(OF)
     pairs = [i for i, caption in enumerate(experiment.captions) if shapes.parse(caption).relation]
+    said = embedded(clip, experiment.tokenizer, experiment.captions)
+    opposites = embedded(clip, experiment.tokenizer, [turned_round(experiment.captions[i]) for i in pairs])
 
-    def heard(i, texts, t):
-        captions = embedded(clip, experiment.tokenizer, texts)
+    def heard(i, captions, t):
         return nearest_caption(diffusion, clip, experiment.real[i].to(captions.device), captions, t).tolist()
 
     def measure(t):
         torch.manual_seed(config.seed)
         found = order = 0
         for i in groups:
-            texts = [experiment.captions[j] for j in i.tolist()]
-            found += shapes.share_right(pixels[i], [texts[k] for k in heard(i, texts, t)]) * len(i)
-        for i in pairs:
-            own = experiment.captions[i]
-            order += heard([i], [own, turned_round(own)], t)[0] == 0
+            nearest = [experiment.captions[i[k]] for k in heard(i, said[i], t)]
+            found += shapes.share_right(pixels[i], nearest) * len(i)
+        for i, opposite in zip(pairs, opposites):
+            order += heard([i], torch.stack([said[i], opposite]), t)[0] == 0
         return {"n": len(pixels), "of": OF, "found": found / len(pixels), "order": order / max(1, len(pairs))}
 
     rows = [experiment.row(measure, t, t=t) for t in NOISE]
@@ -204,8 +201,8 @@ def clip_guidance_of_shapes(config):
         return (features[: len(once)] - features[len(once) :]).norm(dim=1).mean().item()
 
     def measure(samples):
-        seen = thumbnails(to_pixels(samples))
-        right = shapes.share_right(to_pixels(samples), once * 2)
+        pixels = to_pixels(samples)
+        seen, right = thumbnails(pixels), shapes.share_right(pixels, once * 2)
         row = {"n": len(seen), "all_right": right, "diversity": spread(seen) / spread(real)}
         return row | {"fid": fid_between(real, seen)}
 

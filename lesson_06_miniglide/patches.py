@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from lesson_04_text_conditioning.text_unet import TextUNet
+from lesson_04_text_conditioning.text_unet import TextUNet, as_large_as
 from lesson_04_text_conditioning.velocity import VelocityUNet
 
 PATCH = 2  # pixels; a patch of 2x2 in 3 channels is one place in 12
@@ -32,7 +32,7 @@ class PatchUNet(TextUNet):
         if image is not None:  # of a patch's mask it sees whether any pixel is known
             image, mask = cut(image * mask), F.max_pool2d(mask, PATCH)
         if low_res is not None:
-            low_res = cut(F.interpolate(low_res, x_t.shape[2:], mode="bilinear", align_corners=False))
+            low_res = cut(as_large_as(x_t, low_res))
         return F.pixel_shuffle(super().forward(cut(x_t), t, text, image, mask, low_res), PATCH)
 
 

@@ -17,19 +17,17 @@ from lesson_06_miniglide.contenders import contender, training_step
 
 # kind -> what the names of its operations contain; the first that fits counts
 KINDS = {
+    "optimizer, average": ("_fused_adam", "_foreach"),  # clip_grad_norm_ comes as lists, too
     "attention": ("scaled_dot_product",),
     "convolutions": ("convolution",),
     "products": ("mm", "matmul", "linear"),
     "norms": ("norm",),
-    "optimizer, average": ("_fused", "_foreach"),
     "copies, other formats": ("_to_copy", "copy_", "clone", "contiguous", "cat"),
 }
 
 
 def kind_of(operation):
-    """operation: a name such as aten.convolution_backward. clip_grad_norm_ and the average come as lists."""
-    if "_foreach" in operation:
-        return "optimizer, average"
+    """operation: a name such as aten.convolution_backward."""
     names = (kind for kind, parts in KINDS.items() if any(part in operation for part in parts))
     return next(names, "all else, point by point")
 
@@ -82,25 +80,26 @@ def roofline(config, rate, bandwidth, wait):
         with Accounts(wait) as accounts:
             for _ in range(config.rounds):
                 step()
-        in_all = sum(account.seconds for account in accounts.of.values())
-        for kind, account in sorted(accounts.of.items(), key=lambda item: -item[1].seconds):
-            flops, moved = account.flops / config.rounds, account.bytes / config.rounds
-            rows.append(
-                {
-                    "network": name,
-                    "batch": config.batch_size,
-                    "kind": kind,
-                    "calls": account.calls // config.rounds,
-                    "seconds": account.seconds / config.rounds,
-                    "of_the_step": account.seconds / in_all,
-                    "gflop": flops / 1e9,
-                    "gb": moved / 1e9,
-                    "flop_a_byte": flops / moved,
-                    "least_seconds": max(flops / rate, moved / bandwidth),
-                }
-            )
-        least = sum(row["least_seconds"] for row in rows if row["network"] == name)
-        flops = sum(row["gflop"] for row in rows if row["network"] == name)
-        total = {"network": name, "batch": config.batch_size, "kind": "the whole step, not watched"}
-        rows.append(total | {"seconds": whole, "gflop": flops, "least_seconds": least})
+        of_step = {"network": name, "batch": config.batch_size}
+        kinds = [of_step | row for row in rows_of(accounts.of, config.rounds, rate, bandwidth)]
+        flops, least = (sum(row[key] for row in kinds) for key in ("gflop", "least_seconds"))
+        total = {"kind": "the whole step, not watched", "seconds": whole, "gflop": flops}
+        rows += [*kinds, of_step | total | {"least_seconds": least}]
     return rows
+
+
+def rows_of(accounts, rounds, rate, bandwidth):
+    """What one of so many rounds took, a row a kind, the slowest first. accounts: kind -> Account."""
+    in_all = sum(account.seconds for account in accounts.values())
+    for kind, account in sorted(accounts.items(), key=lambda item: -item[1].seconds):
+        flops, moved = account.flops / rounds, account.bytes / rounds
+        yield {
+            "kind": kind,
+            "calls": account.calls // rounds,
+            "seconds": account.seconds / rounds,
+            "of_the_step": account.seconds / in_all,
+            "gflop": flops / 1e9,
+            "gb": moved / 1e9,
+            "flop_a_byte": flops / moved,
+            "least_seconds": max(flops / rate, moved / bandwidth),
+        }

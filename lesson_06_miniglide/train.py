@@ -67,7 +67,7 @@ class Config(TrainConfig):
 
     batch_size: int | None = None  # images at a time in each process; default: of tiny 128, of the others 32
     grad_accum: int = 1  # so many batches a step
-    learning_rate: float | None = None  # the highest; default: of tiny 3e-3, of the others 1e-4
+    learning_rate: float | None = None  # the highest; default: of tiny 3e-3 (to inpaint 1e-3), else 1e-4
     ema_decay: float = 0.999  # of the averaged weights, reached after a warm-up
     epochs: int | None = None  # train so many passes over the images
     drop_caption: float = 0.2  # share of captions replaced by the empty one, for guidance

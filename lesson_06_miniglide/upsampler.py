@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lesson_01_ddpm.unet import time_mlp, timestep_embedding, zero
+from lesson_04_text_conditioning.text_unet import as_large_as
 from lesson_06_miniglide.patches import PatchVelocityUNet
 
 LOW_RES = 16  # pixels
@@ -30,9 +31,9 @@ class UpsamplingUNet(PatchVelocityUNet):
     def forward(self, x_t, t, text, low_res, level):
         emb = self.level_mlp(timestep_embedding(level, self.config.num_channels))
         alpha_bar_t, alpha_bar_level = (self.alpha_bar[i].view(-1, 1, 1, 1) for i in (t, level))
-        shown = F.interpolate(low_res, x_t.shape[2:], mode="bilinear", align_corners=False)
+        shown = as_large_as(x_t, low_res)
         rest = x_t - (alpha_bar_t * alpha_bar_level).sqrt() * shown
-        return super().forward(rest, t, text._replace(embedding=text.embedding + emb), low_res=low_res)
+        return super().forward(rest, t, text._replace(embedding=text.embedding + emb), low_res=shown)
 
     def picture_of(self, low_res, level):
         """What the network sees, as large as what it draws."""
