@@ -6,6 +6,8 @@ from dataclasses import fields
 import torch
 import tyro
 
+from common.memory import keep_freed_memory
+
 
 class UserError(Exception):
     """Something the person at the keyboard can put right. Its text says what is wrong and what to do."""
@@ -17,6 +19,7 @@ def run_command(main, config_type, saved_config=None, argv=None):
     saved_config: (resume, config_type) -> config. With `--resume`, flags that are not given keep the values
     it returns.
     """
+    keep_freed_memory()
     try:
         config = tyro.cli(config_type, args=argv)
         if saved_config and config.resume:

@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from common.command import UserError, autocast, pick_device
+from common.memory import keep_freed_memory
 from common.pictures import loss_curve
 
 
@@ -144,6 +145,7 @@ class Trainer:
     def __init__(self, network, loss, data, config, run, validation, metadata, show):
         self.loss, self.data, self.config, self.run = loss, data, config, run
         self.validation, self.metadata, self.show = validation, metadata, show
+        keep_freed_memory()
         self.device = pick_device(config.device)
         self.network = network.to(self.device)
         self.ema = EMA(self.network, config.ema_decay)
