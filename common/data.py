@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torchvision.datasets import MNIST
 
 from common.command import UserError, check_choice
 from common.drawn import draw_digits
@@ -89,6 +88,8 @@ def load_splits(config):
 
 def find_mnist(data_dir, train):
     """torchvision's MNIST from `data_dir`, from $LESSONS_DATA, or downloaded to ./data. Raises UserError."""
+    from torchvision.datasets import MNIST  # here, since loading it takes seconds
+
     for folder, source in ((data_dir, "--data-dir"), (os.environ.get("LESSONS_DATA"), "$LESSONS_DATA")):
         if folder:
             try:

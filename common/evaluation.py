@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from common.captions import PALETTE, held_out_mask
 from common.classifier import NUM_FEATURES, PRETRAINED, judge
@@ -61,9 +59,15 @@ def as_features(width=NUM_FEATURES):
     return extractor
 
 
+def fid_metric(width=NUM_FEATURES):
+    from torchmetrics.image.fid import FrechetInceptionDistance  # here, since loading it takes seconds
+
+    return FrechetInceptionDistance(feature=as_features(width))
+
+
 def fid_between(real, fake):
     """Fréchet distance of two sets of features [N >= 2, width]."""
-    metric = FrechetInceptionDistance(feature=as_features(real.shape[1]))
+    metric = fid_metric(real.shape[1])
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     return metric.compute().item()
@@ -71,7 +75,7 @@ def fid_between(real, fake):
 
 def fid(features, reference):
     """Fréchet distance (Heusel et al. 2017) of features [N >= 2, 64] to the reference's training images."""
-    metric = FrechetInceptionDistance(feature=as_features())
+    metric = fid_metric()
     metric.real_features_num_samples += reference.num
     metric.real_features_sum += reference.mean * reference.num
     outer = reference.num * torch.outer(reference.mean, reference.mean)
@@ -86,6 +90,8 @@ def kid(features, reference):
 
 def kid_between(real, fake):
     """Kernel distance (Bińkowski et al. 2018), unbiased: mean over subsets, may fall below 0."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     size = min(1000, len(fake), len(real))
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")

@@ -50,6 +50,8 @@ class Experiment:
     Raises UserError if there is a table of other settings or weights, which would be lost.
     """
 
+    validated = 512  # held-back images for the validation loss
+
     def __init__(self, lesson, config, steps=4000, weights_of=None, trainings=None):
         self.lesson, self.config = lesson, replace(config, steps=config.steps or steps)
         self.trainings = f"{trainings or config.name}_seed{config.seed}"
@@ -136,7 +138,7 @@ class Experiment:
             settings = replace(settings, resume=str(folder))
         else:  # stopped before its first checkpoint, if it ever began: from the start
             (folder / "config.json").unlink(missing_ok=True)
-        data, validation = data or (self.digits, self.held_back.batch(torch.arange(512)))
+        data, validation = data or (self.digits, self.held_back.batch(torch.arange(self.validated)))
         run = Run(self.lesson, settings, data.name)
         return train(network, loss, data, settings, run, validation, metadata, show)
 

@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
-from torchvision.utils import make_grid
 
 from common.data import to_uint8
 from common.runs import read_metrics
@@ -17,10 +16,17 @@ from common.runs import read_metrics
 matplotlib.rcParams["font.size"] = 9
 
 
+def as_grid(images, columns, **settings):
+    """[N, C, H, W] -> [C, height, width]: torchvision's make_grid, which takes seconds to load."""
+    from torchvision.utils import make_grid
+
+    return make_grid(images, columns, **settings)
+
+
 def label_grid(images, columns=8, row_labels=None, column_labels=None, title=None, scale=2.0):
     """A matplotlib figure of images in rows of `columns`, with a label for each row and column if given."""
     rows = -(-len(images) // columns)
-    picture = make_grid(to_uint8(images.cpu()).float() / 255, columns, padding=2, pad_value=0.25)
+    picture = as_grid(to_uint8(images.cpu()).float() / 255, columns, padding=2, pad_value=0.25)
     side = images.shape[-1] + 2
     column_labels = [textwrap.fill(shortened(label), 11) for label in column_labels or []]
     row_labels = [shortened(label) for label in row_labels or []]
@@ -64,7 +70,7 @@ def frames_of(steps, columns=None, count=40):
     """Frames of sampling, as grids: at most `count` of the steps' x_t, then the finished samples."""
     images = [step.x_t for step in spread(steps, count)] + 15 * [steps[-1].x_prev]
     columns = columns or int(np.ceil(len(images[0]) ** 0.5))
-    return [make_grid(to_uint8(x), columns, padding=1).permute(1, 2, 0).numpy() for x in images]
+    return [as_grid(to_uint8(x), columns, padding=1).permute(1, 2, 0).numpy() for x in images]
 
 
 def save_gif(path, frames, scale=3):

@@ -60,7 +60,8 @@ def main(config):
     def show(network):
         return label_grid(draw(network, 32, 50))
 
-    network = train(network, loss, digits, config, run, held_back.batch(torch.arange(512)), facts, show)
+    validation = held_back.batch(torch.arange(config.at_most(512)))
+    network = train(network, loss, digits, config, run, validation, facts, show)
     measured = draw(network, config.num_eval, config.eval_steps)
     report(run, measured, reference_for(digits), draw(network, 64, config.sample_steps))
 

@@ -76,7 +76,8 @@ def main(config):
     def show(network):
         return label_grid(draw(network, 32, 50))
 
-    network = train(network, loss, digits, config, run, held_back.batch(torch.arange(512)), facts, show)
+    validation = held_back.batch(torch.arange(config.at_most(512)))
+    network = train(network, loss, digits, config, run, validation, facts, show)
     samples = draw(network, config.num_eval, config.sample_steps)
     unseen = held_back.images[: config.at_most(1000)].split(250)
     bits = bits_per_dim(diffusion, network, [x.to(pick_device(config.device)) for x in unseen], draws=4)

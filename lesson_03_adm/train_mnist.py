@@ -66,7 +66,8 @@ def main(config):
     def show(network):
         return label_grid(draw(network, torch.arange(40) % 10, 50), columns=10)
 
-    network = train(network, loss, digits, config, run, held_back.batch(torch.arange(512)), facts, show)
+    validation = held_back.batch(torch.arange(config.at_most(512)))
+    network = train(network, loss, digits, config, run, validation, facts, show)
     wanted = torch.arange(config.at_most(config.num_eval)) % 10
     samples = draw(network, wanted, config.sample_steps)
     report(run, samples, reference_for(digits), samples[:80], wanted, columns=10)

@@ -66,7 +66,7 @@ class Captioned(Experiment):
     def train(self, variant, network, loss, tokenizer=None, **settings):
         tokenizer = tokenizer or self.tokenizer
         torch.manual_seed(0)
-        validation = TokenizedDigits(self.held_back, tokenizer).batch(torch.arange(512))
+        validation = TokenizedDigits(self.held_back, tokenizer).batch(torch.arange(self.validated))
         data = TokenizedDigits(self.digits, tokenizer), validation
         return super().train(variant, network, loss, data=data, **(SETTINGS | settings))
 

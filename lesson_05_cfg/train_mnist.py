@@ -61,7 +61,7 @@ def main(config):
         return label_grid(draw(network, PROMPTS * 4, SHOWN), column_labels=PROMPTS)
 
     torch.manual_seed(0)
-    validation = TokenizedDigits(held_back, tokenizer).batch(torch.arange(512))
+    validation = TokenizedDigits(held_back, tokenizer).batch(torch.arange(config.at_most(512)))
     network = train(network, loss, TokenizedDigits(digits, tokenizer), config, run, validation, facts, show)
     sweep(partial(draw, network), config.at_most(config.num_eval), run, reference_for(digits))
 

@@ -15,6 +15,8 @@ without and with checkpointing of activations.
 --roofline shows where the time of a training step goes, by kind of operation, and the least that each could
 take on this machine.
 
+--savings times a step with each change undone that makes it faster, beside the step with all of them.
+
 --data-dir, a folder of photos, also times how they are loaded, from the cache and decoded at each access, and
 says what share of a training step is spent on it.
 
@@ -24,7 +26,6 @@ and `call(network, x_t, t)`, its eps_hat. against_diffusers.py and against_denoi
 
 import multiprocessing
 import statistics
-import time
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -42,6 +43,8 @@ from lesson_06_miniglide.data_speed import data_rates
 from lesson_06_miniglide.growth import growth
 from lesson_06_miniglide.roofline import roofline
 from lesson_06_miniglide.rounding import compare_losses
+from lesson_06_miniglide.savings import savings
+from lesson_06_miniglide.turns import take_turns
 
 STATUS = Path("/proc/self/status")
 
@@ -58,32 +61,13 @@ class Config:
     growth: bool = False  # FLOPs and memory of the presets, counted and not timed
     rounding: bool = False  # losses in fp32 and bf16, and no times
     roofline: bool = False  # a training step by kinds of operations, and the least time of each
+    savings: bool = False  # what each change that makes a step faster saves
     rounds: int = 7  # steps timed of each network, after one that is not
     fp32: bool = False  # no bf16, where the machine is fast at it
     compile: bool = False  # all networks by torch.compile
     activation_checkpointing: bool = False  # of our own networks, as the flag of train.py
     device: str = "auto"  # auto, cpu, cuda, mps
     out: str | None = None  # a .json for the numbers
-
-
-def wait(device):
-    """A GPU answers before it has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def take_turns(steps, rounds, device):
-    """name -> seconds of each of its steps. steps: name -> () -> None."""
-    seconds = {name: [] for name in steps}
-    for i in range(rounds + 1):
-        for name, step in steps.items():
-            wait(device)
-            before = time.perf_counter()
-            step()
-            wait(device)
-            if i:  # the first is slower: memory is not there yet, nothing is compiled
-                seconds[name].append(time.perf_counter() - before)
-    return seconds
 
 
 def ceiling(config):
@@ -113,12 +97,12 @@ def flops_an_image(name, work, config):
 
 
 def peak_bytes(name, work, config):
-    """The memory of one step: weights, gradients, optimizer, activations; in a process of its own."""
+    """The memory of a step: weights, gradients, optimizer, activations; in a process of its own."""
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        WORK[work](contender(name, config), config)()
+        two_steps(name, work, config)
         return torch.cuda.max_memory_allocated(device) - before
     if not STATUS.exists():
         return None  # only Linux says it
@@ -128,8 +112,15 @@ def peak_bytes(name, work, config):
 
 def grown(name, work, config):
     before = resident_peak()
-    WORK[work](contender(name, config), config)()
+    two_steps(name, work, config)
     return resident_peak() - before
+
+
+def two_steps(name, work, config):
+    """The second finds AdamW's moments there already."""
+    step = WORK[work](contender(name, config), config)
+    step()
+    step()
 
 
 def resident_peak():
@@ -179,8 +170,7 @@ def watch(config):
     """What --out keeps of --roofline."""
     limits, best = limits_of(config)
     config = replace(config, batch_size=config.batch_size[0])
-    bandwidth, until_done = 1e9 * limits["copy_gb_a_second"], partial(wait, pick_device(config.device))
-    rows = roofline(config, 1e12 * best, bandwidth, until_done)
+    rows = roofline(config, 1e12 * best, 1e9 * limits["copy_gb_a_second"])
     return {"machine": describe_machine(), "at_best": limits, "rows": rows}
 
 
@@ -208,6 +198,9 @@ def main(config):
         content = {"rows": growth()}
     elif config.rounding:
         content = {"machine": describe_machine(), "rows": compare_losses(config)}
+    elif config.savings:
+        rows = [row for n in config.batch_size for row in savings(replace(config, batch_size=n))]
+        content = {"machine": describe_machine(), "rows": rows}
     elif config.roofline:
         content = watch(config)
     else:

@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.utils import make_grid
 
 from common.command import UserError, autocast, check_choice, pick_device, run_command
 from common.data import to_uint8
+from common.pictures import as_grid
 from common.runs import shipped_weights
 from common.sampling import load_network
 from lesson_01_ddpm import train_mnist as lesson_1
@@ -151,7 +151,7 @@ def repainting_of(drawing, image_shape):
 def picture(images):
     """[N, C, H, W] in [-1, 1] -> a grid, uint8 [H, W, 3], large enough to look at."""
     columns = -(-len(images) // max(1, int(len(images) ** 0.5)))
-    grid = make_grid(to_uint8(images.float().cpu()), columns, padding=1).permute(1, 2, 0).numpy()
+    grid = as_grid(to_uint8(images.float().cpu()), columns, padding=1).permute(1, 2, 0).numpy()
     times = max(1, 512 // max(grid.shape))
     return grid.repeat(times, 0).repeat(times, 1)
 

@@ -12,8 +12,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from common.command import pick_device
 from common.flops import flops_of
 from lesson_06_miniglide.contenders import contender, training_step
+from lesson_06_miniglide.turns import wait
 
 # kind -> what the names of its operations contain; the first that fits counts
 KINDS = {
@@ -41,18 +43,18 @@ class Account:
 
 
 class Accounts(TorchDispatchMode):
-    """kind -> its Account, of all that happens inside this context. wait: () -> None, until it is done."""
+    """kind -> its Account, of all that happens on that device inside this context."""
 
-    def __init__(self, wait):
+    def __init__(self, device):
         super().__init__()
-        self.of, self.wait = defaultdict(Account), wait
+        self.of, self.device = defaultdict(Account), device
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        self.wait()
+        wait(self.device)
         before = time.perf_counter()
         result = operation(*args, **kwargs)
-        self.wait()
+        wait(self.device)
         seconds = time.perf_counter() - before
         if not operation.is_view:
             account = self.of[kind_of(str(operation))]
@@ -63,21 +65,21 @@ class Accounts(TorchDispatchMode):
         return result
 
 
-def roofline(config, rate, bandwidth, wait):
+def roofline(config, rate, bandwidth):
     """A row for each kind of operation of a training step of each network, and one for the whole step.
 
     rate: FLOP/s at best. bandwidth: bytes/s of a copy.
     """
-    rows = []
+    rows, device = [], pick_device(config.device)
     for name in config.networks:
         step = training_step(contender(name, config), config)
         step()  # memory is there, formats are chosen
         started = time.perf_counter()
         for _ in range(config.rounds):
             step()
-        wait()
+        wait(device)
         whole = (time.perf_counter() - started) / config.rounds
-        with Accounts(wait) as accounts:
+        with Accounts(device) as accounts:
             for _ in range(config.rounds):
                 step()
         of_step = {"network": name, "batch": config.batch_size}

@@ -1,6 +1,9 @@
 """The benchmark counts what it should, times another implementation beside ours, and refuses bad input."""
 
 import json
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -8,9 +11,12 @@ from PIL import Image
 
 from common.command import run_command
 from common.flops import flop_counter
-from lesson_06_miniglide import benchmark, rounding
+from lesson_01_ddpm.unet import attend
+from lesson_06_miniglide import benchmark, rounding, savings
 from lesson_06_miniglide.growth import TrainingMemory, cost, kept_bytes, network_for
 from lesson_06_miniglide.roofline import Accounts, kind_of
+from lesson_06_miniglide.savings import step_without
+from tests.test_memory import HAS_MALLOPT
 
 ADAPTER = """
 from torch import nn
@@ -59,7 +65,7 @@ def test_losses_in_bf16_are_those_in_fp32(monkeypatch, tmp_path):
 
 def test_operations_are_counted_by_kind():
     a, x = torch.randn(64, 64), torch.randn(1000)
-    with Accounts(lambda: None) as accounts:
+    with Accounts(torch.device("cpu")) as accounts:
         a @ a
         x.view(10, 100) + 1.0  # reads and writes; to look at it otherwise costs nothing
         torch.nn.functional.group_norm(a[None], 4)
@@ -108,6 +114,71 @@ def test_loading_is_timed_and_set_against_a_training_step(tmp_path):
     assert training["waits_for_data"] == pytest.approx(loading / (loading + training["seconds"]))
     assert "waits_for_data" not in sampling and content["images_a_second"]["decoded on access"] > 0
     assert not (tmp_path / ".cache").exists()
+
+
+LARGE = """
+from torch import nn, zeros
+
+class Large(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(zeros(20_000_000))
+
+    def forward(self, x_t):
+        h = self.weight[:1].expand(20_000_000)
+        for _ in range(5):
+            h = h.sigmoid()
+        return x_t + h.mean()
+
+def new_network(image_shape):
+    return Large()
+
+def call(network, x_t, t):
+    return network(x_t)
+"""
+
+
+@pytest.mark.skipif(not benchmark.STATUS.exists(), reason="only Linux says it")
+def test_peak_memory_is_that_of_a_step_in_the_middle_of_training(tmp_path):
+    """Weights, average, moments, five tensors kept for the way back, two on it: 20 million numbers each."""
+    (path := tmp_path / "large.py").write_text(LARGE)
+    config = benchmark.Config(networks=("lesson_01",), against=(str(path),), batch_size=1, device="cpu")
+    numbers = benchmark.peak_bytes(str(path), "training", config) / 4 / 20e6
+    assert 4 + 5 + 2 <= numbers < 16
+
+
+@pytest.mark.skipif(not HAS_MALLOPT, reason="no glibc")
+def test_a_change_is_undone_in_its_own_process():
+    def of(change):
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            return process.submit(attention_and_faults, change).result()
+
+    fused, few = of("-")
+    assert fused == 1 and of("attention in one kernel")[0] == 0
+    assert 10 * few < of("memory that is freed is kept")[1]
+
+
+def attention_and_faults(change):
+    """Calls of fused attention where many places look at each other; pages asked for by a training step."""
+    step = step_without(change, "training", "lesson_03", benchmark.Config(batch_size=16, device="cpu"))
+    with Accounts(torch.device("cpu")) as accounts:
+        attend(*torch.randn(3, 1, 1, 1024, 32))
+    step()
+    step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    return accounts.of["attention"].calls, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_savings_are_set_against_the_step_with_all_changes(monkeypatch, tmp_path):
+    taken = []
+    monkeypatch.setattr(savings, "in_process", lambda process, function, *what: taken.append(what[:3]))
+    run("lesson_05", "--savings", "--rounds", "1", "--out", str(tmp_path / "savings.json"))
+    rows = {(r["without"], r["work"]): r for r in json.loads((tmp_path / "savings.json").read_text())["rows"]}
+    assert set(taken) == {(*row, "lesson_05") for row in rows}
+    assert ("text read once a prompt", "sampling") in rows and ("-", "training") in rows
+    for (_, work), row in rows.items():
+        assert row["slower"] == pytest.approx(row["seconds"] / rows["-", work]["seconds"] - 1)
 
 
 def test_what_takes_turns_is_called_equally_often_and_the_first_time_does_not_count():

@@ -71,7 +71,7 @@ def no_network(*args, **kwargs):
 
 def test_without_network_auto_draws_and_mnist_fails(monkeypatch, capsys):
     monkeypatch.delenv("LESSONS_DATA", raising=False)
-    monkeypatch.setattr("common.data.MNIST", no_network)
+    monkeypatch.setattr("torchvision.datasets.MNIST", no_network)
     monkeypatch.setattr("common.data.NUM_DRAWN", 50)
     assert load_digits("auto").name == "drawn"
     said = capsys.readouterr().out

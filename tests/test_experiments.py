@@ -24,6 +24,7 @@ SMALL = ["--dataset", "drawn", "--num-samples", "2", "--steps", "2", "--device",
 @pytest.fixture(autouse=True)
 def little_data(monkeypatch, tmp_path):
     monkeypatch.setattr("common.data.NUM_DRAWN", 3000)
+    monkeypatch.setattr(Experiment, "validated", 8)
     monkeypatch.chdir(tmp_path)
 
 

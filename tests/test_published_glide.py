@@ -188,7 +188,7 @@ def published(vocabulary, monkeypatch):
         )
         for inpaint, ending in ((False, ""), (True, "_inpaint")):
             network = TextUNet(config, text, inpaint, settings.get("super_res", False))
-            weights = {published_name(n): 0.05 * torch.randn_like(w) for n, w in network.state_dict().items()}
+            weights = {published_name(n): 0.2 * torch.randn_like(w) for n, w in network.state_dict().items()}
             torch.save(weights, vocabulary / f"{name}{ending}.pt")
     rng, mask = np.random.default_rng(0), np.zeros((64, 64), np.uint8)
     mask[:, 32:] = 255

@@ -1,0 +1,96 @@
+"""What each change that makes a step faster saves: the step with all of them, and with all but one.
+
+Each runs in a process of its own, in which its change is undone for good.
+"""
+
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache, partial
+from multiprocessing import get_context
+
+import torch
+
+from common import resample, training
+from common.command import is_fast_at_bf16, pick_device
+from common.memory import keep_freed_memory
+from lesson_06_miniglide.contenders import WORK, contender
+from lesson_06_miniglide.turns import take_turns, wait
+
+
+def with_memory_given_back():
+    training.keep_freed_memory = lambda: None
+
+
+def with_plain_attention():
+    """Scores, softmax and values one after another; a CPU heeds this, too."""
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def with_pictures_halved_from_place_to_place():
+    resample.is_slow = lambda x: False
+
+
+UNDO = {
+    "memory that is freed is kept": with_memory_given_back,
+    "attention in one kernel": with_plain_attention,
+    "halving as a product": with_pictures_halved_from_place_to_place,
+}
+EVERYTHING, BF16, TEXT = "-", "bf16", "text read once a prompt"
+
+
+def changes(name, work, device):
+    """Names of those that make a difference to that kind of work of that network, there."""
+    is_cpu = device.type == "cpu"
+    are_idle = {
+        "attention in one kernel": is_cpu and name not in ("report", "glide"),  # few places: plain as it is
+        "memory that is freed is kept": not is_cpu,
+        "halving as a product": not (is_cpu and is_fast_at_bf16(device)),
+        BF16: not is_fast_at_bf16(device),
+        TEXT: work == "training" or name in ("lesson_01", "lesson_03"),
+    }
+    return [change for change in (*UNDO, BF16, TEXT) if not are_idle.get(change)]
+
+
+@cache
+def step_without(change, work, name, config):
+    """() -> None: the step of a network, its change undone in all of this process."""
+    if change != "memory that is freed is kept":
+        keep_freed_memory()
+    UNDO.get(change, lambda: None)()
+    config = replace(config, fp32=config.fp32 or change == BF16)
+    who = contender(name, config)
+    if change == TEXT:
+        call, see = who.call, who.see
+        who = who._replace(call=lambda x_t, t, *seen: call(x_t, t, *see(len(x_t))))
+    return WORK[work](who, config)
+
+
+def take_step(*what):
+    step_without(*what)()
+    wait(pick_device(what[-1].device))
+
+
+def savings(config):
+    """A row for each network, kind of work and change; the first of them has all changes."""
+    return [row for name in config.networks for work in WORK for row in savings_of(name, work, config)]
+
+
+def savings_of(name, work, config):
+    device, steps = pick_device(config.device), {}
+    with ExitStack() as processes:
+        for change in (EVERYTHING, *changes(name, work, device)):
+            process = processes.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+            steps[change] = partial(in_process, process, take_step, change, work, name, config)
+        seconds = take_turns(steps, config.rounds, device)
+    medians = {change: statistics.median(of_change) for change, of_change in seconds.items()}
+    of_step = {"network": name, "work": work, "batch": config.batch_size}
+    for change, median in medians.items():
+        yield of_step | {"without": change, "seconds": median, "slower": median / medians[EVERYTHING] - 1}
+
+
+def in_process(process, function, *arguments):
+    return process.submit(function, *arguments).result()
