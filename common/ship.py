@@ -44,6 +44,7 @@ HEADS = {
     "work": "work",
     "batch": "batch",
     "kind": "operations",
+    "without": "without",
     "calls": "calls",
     "seconds": "seconds",
     "least_seconds": "at least",
@@ -53,7 +54,9 @@ HEADS = {
     "images_a_second": "images/s",
     "tflops": "TFLOP/s",
     "of_ceiling": "of the machine's best",
+    "slower": "slower by",
     "peak_mb": "memory, MB",
+    "waits_for_data": "waits for data",
     "minutes_of_training": "minutes of training",
     "variant": "variant",
     "upsampler": "enlarged by",
@@ -104,6 +107,7 @@ WHOLE = ("batch", "gflop", "peak_mb", "images_seen", "pixels", "mb_an_image", "m
 SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
 SHARES += ("all_right", "all_right_held_out", "read_as_dog", "breed_accuracy", "memorised")
 SHARES += ("memorised_blurred", "of_ceiling", "of_the_step", "attention_32", "attention_16", "attention_8")
+SHARES += ("slower", "waits_for_data")
 FINE = ("jump_at_the_edge", "seconds", "least_seconds")
 
 

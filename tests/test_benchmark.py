@@ -1,22 +1,19 @@
 """The benchmark counts what it should, times another implementation beside ours, and refuses bad input."""
 
 import json
-import resource
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 import torch
 from PIL import Image
 
+from common import resample, training
 from common.command import run_command
 from common.flops import flop_counter
 from lesson_01_ddpm.unet import attend
 from lesson_06_miniglide import benchmark, rounding, savings
+from lesson_06_miniglide.contenders import Contender
 from lesson_06_miniglide.growth import TrainingMemory, cost, kept_bytes, network_for
 from lesson_06_miniglide.roofline import Accounts, kind_of
-from lesson_06_miniglide.savings import step_without
-from tests.test_memory import HAS_MALLOPT
 
 ADAPTER = """
 from torch import nn
@@ -147,27 +144,45 @@ def test_peak_memory_is_that_of_a_step_in_the_middle_of_training(tmp_path):
     assert 4 + 5 + 2 <= numbers < 16
 
 
-@pytest.mark.skipif(not HAS_MALLOPT, reason="no glibc")
-def test_a_change_is_undone_in_its_own_process():
-    def of(change):
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            return process.submit(attention_and_faults, change).result()
-
-    fused, few = of("-")
-    assert fused == 1 and of("attention in one kernel")[0] == 0
-    assert 10 * few < of("memory that is freed is kept")[1]
+@pytest.fixture
+def every_kind_of_attention():
+    """Undone for the rest of the process otherwise."""
+    yield
+    for enable in ("flash", "mem_efficient", "cudnn"):
+        getattr(torch.backends.cuda, f"enable_{enable}_sdp")(True)
 
 
-def attention_and_faults(change):
-    """Calls of fused attention where many places look at each other; pages asked for by a training step."""
-    step = step_without(change, "training", "lesson_03", benchmark.Config(batch_size=16, device="cpu"))
-    with Accounts(torch.device("cpu")) as accounts:
-        attend(*torch.randn(3, 1, 1, 1024, 32))
-    step()
-    step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    step()
-    return accounts.of["attention"].calls, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def test_each_change_is_undone(monkeypatch, every_kind_of_attention):
+    read, kept, x = [], [], torch.zeros(3, 1, 8, 8)
+    who = Contender(None, (1, 8, 8), lambda x_t, t, *text: text, lambda n: read.append(n) or ("text",))
+
+    def probe(who, config):
+        training.keep_freed_memory()  # as a trainer does
+        return who, config
+
+    monkeypatch.setattr(savings, "contender", lambda name, config: who)
+    monkeypatch.setitem(savings.WORK, "probe", probe)
+    monkeypatch.setattr(resample, "is_slow", lambda x: True)
+    for module in (savings, training):
+        monkeypatch.setattr(module, "keep_freed_memory", lambda: kept.append("kept"))
+
+    def without(change):
+        return savings.step_without(change, "probe", "lesson_05", benchmark.Config(device="cpu"))
+
+    def fused():
+        with Accounts(torch.device("cpu")) as accounts:
+            attend(*torch.randn(3, 1, 1, 1024, 32))
+        return accounts.of["attention"].calls
+
+    whole, config = without("-")
+    assert whole.call(x, 0) == () and not config.fp32 and kept and fused() == 1
+    assert without("bf16")[1].fp32
+    assert without("text read once a prompt")[0].call(x, 0) == ("text",) and read == [3]
+    kept.clear()
+    without("memory that is freed is kept")
+    without("halving as a product")
+    without("attention in one kernel")
+    assert len(kept) == 2 and not resample.is_slow(x) and fused() == 0
 
 
 def test_savings_are_set_against_the_step_with_all_changes(monkeypatch, tmp_path):
