@@ -130,22 +130,23 @@ def resident_peak():
 
 
 def measure(work, config, best):
-    """A row a contender, for one kind of work."""
+    """A row a batch size and contender, for one kind of work."""
     names, device = [*config.networks, *config.against], pick_device(config.device)
     plain = replace(config, batch_size=1, compile=False, activation_checkpointing=False, fp32=True)
-    contenders = {name: contender(name, config) for name in names}
-    steps = {name: WORK[work](who, config) for name, who in contenders.items()}
+    batches = [replace(config, batch_size=n) for n in config.batch_size]
+    contenders = {(name, batch): contender(name, batch) for batch in batches for name in names}
+    steps = {(name, batch): WORK[work](who, batch) for (name, batch), who in contenders.items()}
     rows = []
-    for name, seconds in take_turns(steps, config.rounds, device).items():
+    for (name, batch), seconds in take_turns(steps, config.rounds, device).items():
         median, flops = statistics.median(seconds), flops_an_image(name, work, plain)
-        peak = peak_bytes(name, work, config)
-        images_a_second = config.batch_size / median
+        peak = peak_bytes(name, work, batch)
+        images_a_second = batch.batch_size / median
         rows.append(
             {
                 "network": Path(name).stem,
                 "work": work,
-                "batch": config.batch_size,
-                "parameters": sum(p.numel() for p in contenders[name].network.parameters()),
+                "batch": batch.batch_size,
+                "parameters": sum(p.numel() for p in contenders[name, batch].network.parameters()),
                 "gflop_an_image": flops / 1e9,
                 "seconds": median,
                 "slowest": max(seconds),
@@ -182,8 +183,7 @@ def time_all(config):
     if rates:
         print("images/s: " + ", ".join(f"{name} {value:,.0f}" for name, value in rates.items()))
     limits, best = limits_of(config)
-    batches = [replace(config, batch_size=n) for n in config.batch_size]
-    rows = [row for work in WORK for batch in batches for row in measure(work, batch, best)]
+    rows = [row for work in WORK for row in measure(work, config, best)]
     for row in rows:
         if rates and row["work"] == "training":
             loading = row["batch"] / rates["cache"]
