@@ -23,8 +23,14 @@ SMALL = ["--dataset", "drawn", "--num-samples", "2", "--steps", "2", "--device",
 
 @pytest.fixture(autouse=True)
 def little_data(monkeypatch, tmp_path):
+    train = Experiment.train
+
+    def train_a_little(*args, **settings):
+        return train(*args, **(settings | {"batch_size": 8}))
+
     monkeypatch.setattr("common.data.NUM_DRAWN", 3000)
     monkeypatch.setattr(Experiment, "validated", 8)
+    monkeypatch.setattr(Experiment, "train", train_a_little)
     monkeypatch.chdir(tmp_path)
 
 
