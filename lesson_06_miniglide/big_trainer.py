@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from common.command import autocast, pick_device
 from common.runs import find_state, load_state
 from common.training import Trainer
+from lesson_01_ddpm.unet import Layers
+from lesson_04_text_conditioning.text_transformer import TransformerBlock
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -148,7 +150,7 @@ class BigTrainer(Trainer):
 
 def checkpoint_activations(network):
     """Keep only the inputs of each block for the way back, where the rest is computed again: less memory, a
-    third more time (Chen et al. 2016)."""
-    unet = getattr(network, "unet", network)  # lesson 1's is one itself
-    for block in [*unet.down, unet.middle, *unet.up]:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    third more time (Chen et al. 2016). Blocks are the UNet's and the text transformer's."""
+    for block in network.modules():
+        if isinstance(block, Layers | TransformerBlock):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -4,12 +4,16 @@ Everything happens on fake tensors, which have shapes and no numbers: 385 millio
 take seconds and no memory.
 """
 
+import weakref
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from common.flops import flop_counter
 from lesson_03_adm.adm_unet import MultiHeadAttention
@@ -19,11 +23,11 @@ from lesson_06_miniglide.presets import IMAGE_SIZE, PRESETS, new_network
 IMAGE_SIZES = (64, 128, 256)
 GPU_GB = (8, 16, 24, 80)
 BYTES_A_PARAMETER = 20  # fp32: the weight, its gradient, AdamW's two moments, its average
-USABLE = 0.9  # of a GPU's memory: the rest goes to what lives shortly, and to gaps
+USABLE = 0.9  # of a GPU's memory: the rest goes to what a kernel needs for itself, and to gaps
 
 
 class TrainingMemory(NamedTuple):
-    """In bytes: whatever the batch, and for each image of it, kept for the way back."""
+    """In bytes: whatever the batch, and for each image of it."""
 
     fixed: int
     an_image: int
@@ -42,23 +46,31 @@ class Cost(NamedTuple):
 
 
 def cost(preset, image_size=IMAGE_SIZE):
-    """The Cost of a preset under bf16, for images of another size if asked.
+    """The Cost of a preset on a GPU under bf16, for images of another size if asked.
 
     Its number of resolutions stays, and attention where it was in pixels: 256x256 is not halved down to 8x8.
     """
-    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
+    with FakeTensorMode():
         network = network_for(preset, image_size)
         parameters = sum(p.numel() for p in network.parameters())
         flops, attention = count_flops(network, image_size)
+        norms_in_fp32(network)
         plain = training_memory(network, image_size)
         checkpoint_activations(network)
         return Cost(parameters, flops, attention, plain, training_memory(network, image_size))
 
 
+def norms_in_fp32(network):
+    """As autocast has them on a GPU, where what they take and give is kept at twice the size."""
+    for norm in network.modules():
+        if isinstance(norm, nn.GroupNorm | nn.LayerNorm):
+            norm.register_forward_pre_hook(lambda norm, x: x[0].float())
+
+
 def training_memory(network, image_size):
-    one, two = (kept_bytes(network, image_size, n) for n in (1, 2))
+    some, more = (peak_bytes(network, image_size, n) for n in (64, 128))
     weights = BYTES_A_PARAMETER * sum(p.numel() for p in network.parameters())
-    return TrainingMemory(weights + 2 * one - two, two - one)
+    return TrainingMemory(weights, (more - some) // 64)
 
 
 def network_for(preset, image_size):
@@ -90,28 +102,47 @@ def count_flops(network, image_size):
     layers = [m for m in network.modules() if isinstance(m, MultiHeadAttention)]
     hooks = [m.register_forward_pre_hook(enter) for m in layers]
     hooks += [m.register_forward_hook(leave) for m in layers]
-    with counter, torch.no_grad(), torch.autocast("cpu", enabled=False):  # in bf16 halving is a product
+    with counter, torch.no_grad():
         network(x_t, t, text)
     for hook in hooks:
         hook.remove()
     return counter.get_total_flops(), attention
 
 
-def kept_bytes(network, image_size, n):
-    """What autograd keeps of a call for n images, without the weights themselves."""
-    weights = {p.untyped_storage()._cdata for p in network.parameters()}
-    kept = {}
+class Alive(TorchDispatchMode):
+    """Counts the bytes of all that is computed, as long as it lives. `peak`: the most there were at once."""
 
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
+    def __init__(self, tensors):
+        super().__init__()
+        self.seen, self.bytes, self.peak = WeakIdKeyDictionary(), 0, 0
+        self.count(tensors)
 
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.count(x for x in tree_leaves(result) if isinstance(x, torch.Tensor))
+        return result
+
+    def count(self, tensors):
+        for storage in (x.untyped_storage() for x in tensors):
+            if storage not in self.seen:  # a view lives where another tensor does
+                self.seen[storage] = True
+                self.bytes += storage.nbytes()
+                weakref.finalize(storage, self.forget, storage.nbytes())
+        self.peak = max(self.peak, self.bytes)
+
+    def forget(self, nbytes):
+        self.bytes -= nbytes
+
+
+def peak_bytes(network, image_size, n):
+    """The most that lives at once on the way forth and back for n images: weights, activations, gradients."""
     x_t, t, *caption = inputs(network, image_size, n)
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(x_t, t, network.encode_text(*caption))
-    return sum(kept.values())
+    with Alive(network.parameters()) as alive:
+        with torch.autocast("cpu", torch.bfloat16):
+            eps_hat = network(x_t, t, network.encode_text(*caption))
+        eps_hat.float().square().mean().backward()
+    network.zero_grad()
+    return alive.peak
 
 
 def growth():

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common import resample, training
 from common.command import run_command
@@ -12,7 +13,7 @@ from common.flops import flop_counter
 from lesson_01_ddpm.unet import attend
 from lesson_06_miniglide import benchmark, rounding, savings
 from lesson_06_miniglide.contenders import Contender
-from lesson_06_miniglide.growth import TrainingMemory, cost, kept_bytes, network_for
+from lesson_06_miniglide.growth import Alive, TrainingMemory, cost, network_for, norms_in_fp32, peak_bytes
 from lesson_06_miniglide.roofline import Accounts, kind_of
 
 ADAPTER = """
@@ -232,12 +233,43 @@ def test_counted_flops_are_those_of_a_real_call(tiny_cost):
     assert tiny_cost.flops == benchmark.flops_an_image("tiny", "sampling", config)
 
 
-def test_kept_memory_is_linear_in_the_batch_and_that_of_a_real_call(tiny_cost):
-    network = network_for("tiny", 64)
-    with torch.autocast("cpu", torch.bfloat16):
-        for n in (1, 3):
-            expected = tiny_cost.plain.fixed - 20 * tiny_cost.parameters + n * tiny_cost.plain.an_image
-            assert kept_bytes(network, 64, n) == pytest.approx(expected, rel=0.03)
+def test_what_lives_at_once():
+    x = torch.zeros(1000)
+    with Alive([x]) as alive:
+        y = x + 1
+        z = y.view(10, 100) * 2  # to look at y otherwise costs nothing
+        del y
+        w = z + 1
+    assert alive.peak == alive.bytes == 4 * sum(map(torch.numel, (x, z, w)))
+
+
+def test_memory_of_fake_tensors_is_that_of_a_real_step():
+    """Of which what autograd keeps is most; what the way back needs for a while comes on top."""
+    network, kept = network_for("tiny", 64), {}
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    real = peak_bytes(network, 64, 3)
+
+    def keep(x):
+        kept[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        assert peak_bytes(network, 64, 3) == real
+    least = sum(n for storage, n in kept.items() if storage not in weights)
+    assert least < real - 4 * sum(p.numel() for p in network.parameters()) < 1.5 * least
+    with FakeTensorMode():
+        assert peak_bytes(network_for("tiny", 64), 64, 3) == pytest.approx(real, rel=0.01)
+
+
+def test_memory_is_linear_in_the_batch(tiny_cost):
+    with FakeTensorMode():
+        norms_in_fp32(network := network_for("tiny", 64))
+        few, many = (peak_bytes(network, 64, n) for n in (40, 200))
+        in_bf16 = peak_bytes(network_for("tiny", 64), 64, 40)
+    assert 1.2 * in_bf16 < few < 2 * in_bf16
+    assert (many - few) / 160 == pytest.approx(tiny_cost.plain.an_image, rel=0.01)
+    assert tiny_cost.plain.fixed == 20 * tiny_cost.parameters
+    assert tiny_cost.checkpointed.an_image < tiny_cost.plain.an_image / 2
 
 
 def test_attention_is_all_of_a_resolution_s_attention_layers(tiny_cost):

@@ -81,7 +81,12 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
     assert steps == list(range(1, 41))  # no row twice, none missing
 
 
-SCRIPT = [sys.executable, str(ROOT / "lesson_01_ddpm" / "train_mnist.py")]
+SCRIPT = f"""
+import runpy, common.data, common.training
+common.data.NUM_DRAWN = 3000
+common.training.TrainConfig.at_most = lambda config, n: min(n, 2)  # pictures, as in a dry run
+runpy.run_path("{ROOT}/lesson_01_ddpm/train_mnist.py", run_name="__main__")
+"""
 SMALL = [
     "--dataset",
     "drawn",
@@ -102,8 +107,9 @@ def test_kill_9_and_resume_bit_for_bit(tmp_path):
     """The real script: 8 steps at once, against 8 steps with SIGKILL after the checkpoint of step 4."""
 
     def start(*flags):
+        command = [sys.executable, "-c", SCRIPT, *flags]
         return subprocess.Popen(
-            [*SCRIPT, *flags], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
     new = [*SMALL, "--steps", "8", "--checkpoint-every", "4"]
