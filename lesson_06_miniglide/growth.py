@@ -68,7 +68,7 @@ def norms_in_fp32(network):
 
 
 def training_memory(network, image_size):
-    some, more = (peak_bytes(network, image_size, n) for n in (64, 128))
+    some, more = (counted_peak(network, image_size, n) for n in (64, 128))
     weights = BYTES_A_PARAMETER * sum(p.numel() for p in network.parameters())
     return TrainingMemory(weights, (more - some) // 64)
 
@@ -134,7 +134,7 @@ class Alive(TorchDispatchMode):
         self.bytes -= nbytes
 
 
-def peak_bytes(network, image_size, n):
+def counted_peak(network, image_size, n):
     """The most that lives at once on the way forth and back for n images: weights, activations, gradients."""
     x_t, t, *caption = inputs(network, image_size, n)
     with Alive(network.parameters()) as alive:

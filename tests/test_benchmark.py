@@ -13,7 +13,7 @@ from common.flops import flop_counter
 from lesson_01_ddpm.unet import attend
 from lesson_06_miniglide import benchmark, rounding, savings
 from lesson_06_miniglide.contenders import Contender
-from lesson_06_miniglide.growth import Alive, TrainingMemory, cost, network_for, norms_in_fp32, peak_bytes
+from lesson_06_miniglide.growth import Alive, TrainingMemory, cost, counted_peak, network_for, norms_in_fp32
 from lesson_06_miniglide.roofline import Accounts, kind_of
 
 ADAPTER = """
@@ -247,25 +247,25 @@ def test_memory_of_fake_tensors_is_that_of_a_real_step():
     """Of which what autograd keeps is most; what the way back needs for a while comes on top."""
     network, kept = network_for("tiny", 64), {}
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
-    real = peak_bytes(network, 64, 3)
+    real = counted_peak(network, 64, 3)
 
     def keep(x):
         kept[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        assert peak_bytes(network, 64, 3) == real
+        assert counted_peak(network, 64, 3) == real
     least = sum(n for storage, n in kept.items() if storage not in weights)
     assert least < real - 4 * sum(p.numel() for p in network.parameters()) < 1.5 * least
     with FakeTensorMode():
-        assert peak_bytes(network_for("tiny", 64), 64, 3) == pytest.approx(real, rel=0.01)
+        assert counted_peak(network_for("tiny", 64), 64, 3) == pytest.approx(real, rel=0.01)
 
 
 def test_memory_is_linear_in_the_batch(tiny_cost):
     with FakeTensorMode():
         norms_in_fp32(network := network_for("tiny", 64))
-        few, many = (peak_bytes(network, 64, n) for n in (40, 200))
-        in_bf16 = peak_bytes(network_for("tiny", 64), 64, 40)
+        few, many = (counted_peak(network, 64, n) for n in (40, 200))
+        in_bf16 = counted_peak(network_for("tiny", 64), 64, 40)
     assert 1.2 * in_bf16 < few < 2 * in_bf16
     assert (many - few) / 160 == pytest.approx(tiny_cost.plain.an_image, rel=0.01)
     assert tiny_cost.plain.fixed == 20 * tiny_cost.parameters
