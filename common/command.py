@@ -27,10 +27,22 @@ def run_command(main, config_type, saved_config=None, argv=None):
         check_flags(config)
         main(config)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". GPU")[0]
+        refuse(f"{reason}; try {what_takes_less_memory(config)}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def refuse(error):
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def what_takes_less_memory(config):
+    ways = {"batch_size": "a smaller --batch-size", "activation_checkpointing": "--activation-checkpointing"}
+    return " or ".join(way for name, way in ways.items() if hasattr(config, name)) or "--device cpu"
 
 
 # Flags that count something, or measure a time or a rate; None stands for "not given".

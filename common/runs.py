@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from common.command import UserError, as_flag
 
 ROOT = Path(__file__).parent.parent
+CPU_INFO = Path("/proc/cpuinfo")
 COLUMNS = ["step", "minutes", "loss", "grad_norm", "learning_rate", "images_per_second", "validation_loss"]
 
 
@@ -245,9 +246,16 @@ def tensorboard_writer(folder):
     return SummaryWriter(folder)
 
 
+def cpu_name():
+    """Its model where Linux says it, else its architecture."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
 def describe_machine():
     """Hardware and versions, for the record."""
     machine = {"python": platform.python_version(), "torch": torch.__version__}
     threads = torch.get_num_threads() * int(os.environ.get("WORLD_SIZE", 1))  # of all processes of torchrun
-    machine |= {"processor": platform.machine(), "cpu_threads": threads}
+    machine |= {"processor": cpu_name(), "cpu_threads": threads}
     return machine | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})

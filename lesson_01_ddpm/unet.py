@@ -75,7 +75,7 @@ class ResBlock(nn.Module):
 def attend(q, k, v):
     """softmax(q k^T / sqrt(d)) v, each [..., places, d]: the values whose keys fit the query count most.
 
-    On a CPU plain products are faster than PyTorch's fused kernel, until the table of weights grows large.
+    On a CPU plain products are faster than PyTorch's fused kernel while the table of weights is small.
     """
     if q.device.type != "cpu" or q.shape[-2] > 256:
         return F.scaled_dot_product_attention(q, k, v)

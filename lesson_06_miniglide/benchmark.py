@@ -2,7 +2,7 @@
 
 Measures what this machine can do at best (a large matrix product, a copy), then a training step and a step of
 sampling of each network named. In every round all of them take turns, so that whatever else the machine does
-strikes all alike.
+strikes all alike. Two runs of this command on a shared machine may differ by a fifth: compare within one.
 
     lesson_01, lesson_03, lesson_05   what these lessons train on digits
     tiny, report, glide               presets of lesson 6
@@ -15,7 +15,8 @@ without and with checkpointing of activations.
 --roofline shows where the time of a training step goes, by kind of operation, and the least that each could
 take on this machine.
 
---savings times a step with each change undone that makes it faster, beside the step with all of them.
+--savings times a step with each change undone that makes it faster, beside the step with all of them; each in
+a process of its own, all in memory at once.
 
 --data-dir, a folder of photos, also times how they are loaded, from the cache and decoded at each access, and
 says what share of a training step is spent on it.
@@ -24,6 +25,7 @@ says what share of a training step is spent on it.
 and `call(network, x_t, t)`, its eps_hat. against_diffusers.py and against_denoising_diffusion.py are two.
 """
 
+import gc
 import multiprocessing
 import statistics
 from dataclasses import dataclass, replace
@@ -33,10 +35,10 @@ from pathlib import Path
 import torch
 import tyro
 
-from common.command import check_choice, is_fast_at_bf16, pick_device, run_command
+from common.command import UserError, as_flag, check_choice, is_fast_at_bf16, pick_device, run_command
 from common.experiments import as_table
 from common.flops import flop_counter
-from common.runs import describe_machine, write_json
+from common.runs import describe_machine, make_folder, write_json
 from lesson_06_miniglide.big_trainer import autocast_to
 from lesson_06_miniglide.contenders import IMAGE_SHAPES, WORK, adapter_of, contender, precision
 from lesson_06_miniglide.data_speed import data_rates
@@ -47,6 +49,8 @@ from lesson_06_miniglide.savings import savings
 from lesson_06_miniglide.turns import take_turns
 
 STATUS = Path("/proc/self/status")
+MODES = ("growth", "rounding", "roofline", "savings")  # what is done in place of the table of times
+SETTINGS = ("rounds", "fp32", "compile", "activation_checkpointing")  # kept beside the numbers
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,13 @@ def peak_bytes(name, work, config):
     """The memory of a step: weights, gradients, optimizer, activations; in a process of its own."""
     device = pick_device(config.device)
     if device.type == "cuda":
+        gc.collect()  # checkpointed networks before this one, which refer to themselves
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         two_steps(name, work, config)
         return torch.cuda.max_memory_allocated(device) - before
-    if not STATUS.exists():
-        return None  # only Linux says it
+    if config.compile or not STATUS.exists():
+        return None  # a compiler's own memory would count; and only Linux says it
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(grown, (name, work, config))
 
@@ -167,16 +172,15 @@ def limits_of(config):
         return limits, limits["bfloat16" if torch.is_autocast_enabled(device.type) else "float32"]
 
 
-def watch(config):
+def watch(batches):
     """What --out keeps of --roofline."""
-    limits, best = limits_of(config)
-    config = replace(config, batch_size=config.batch_size[0])
-    rows = roofline(config, 1e12 * best, 1e9 * limits["copy_gb_a_second"])
-    return {"machine": describe_machine(), "at_best": limits, "rows": rows}
+    limits, best = limits_of(batches[0])
+    bandwidth = 1e9 * limits["copy_gb_a_second"]
+    return {"at_best": limits, "rows": [row for b in batches for row in roofline(b, 1e12 * best, bandwidth)]}
 
 
 def time_all(config):
-    """What --out keeps: the machine, what it can do at best, a row a network, kind of work and batch."""
+    """What --out keeps: what the machine can do at best, a row a network, kind of work and batch."""
     for path in config.against:
         adapter_of(path)
     rates = data_rates(config.data_dir, config.dogs, config.batch_size[0]) if config.data_dir else {}
@@ -188,26 +192,43 @@ def time_all(config):
         if rates and row["work"] == "training":
             loading = row["batch"] / rates["cache"]
             row["waits_for_data"] = loading / (loading + row["seconds"])
-    return {"machine": describe_machine(), "at_best": limits, "images_a_second": rates, "rows": rows}
+    return {"at_best": limits, "images_a_second": rates, "rows": rows}
+
+
+def check(config):
+    """Raises UserError before anything is timed."""
+    for name in config.networks:
+        check_choice("network", name, IMAGE_SHAPES)
+    asked = [as_flag(mode) for mode in MODES if getattr(config, mode)]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)} are different measurements; ask for one at a time")
+    if asked and (config.against or config.data_dir):
+        raise UserError(f"{asked[0]} is of our own networks alone; leave out --against and --data-dir")
+    if config.roofline and config.compile:
+        raise UserError("--roofline watches each operation, and --compile fuses them; leave out one of them")
+    if config.rounding and (config.fp32 or not is_fast_at_bf16(pick_device(config.device))):
+        raise UserError("--rounding needs a machine that is fast at bf16, and no --fp32")
+    if config.out:
+        make_folder(Path(config.out).parent, "--out")
 
 
 def main(config):
-    for name in config.networks:
-        check_choice("network", name, IMAGE_SHAPES)
+    check(config)
+    batches = [replace(config, batch_size=n) for n in config.batch_size]
     if config.growth:
         content = {"rows": growth()}
     elif config.rounding:
-        content = {"machine": describe_machine(), "rows": compare_losses(config)}
+        content = {"rows": [row for batch in batches for row in compare_losses(batch)]}
     elif config.savings:
-        rows = [row for n in config.batch_size for row in savings(replace(config, batch_size=n))]
-        content = {"machine": describe_machine(), "rows": rows}
+        content = {"rows": [row for batch in batches for row in savings(batch)]}
     elif config.roofline:
-        content = watch(config)
+        content = watch(batches)
     else:
         content = time_all(config)
     print(as_table(content["rows"], list(content["rows"][0])))
     if config.out:
-        write_json(config.out, content)
+        settings = {name: getattr(config, name) for name in SETTINGS}
+        write_json(config.out, {"machine": describe_machine(), "settings": settings, **content})
 
 
 if __name__ == "__main__":

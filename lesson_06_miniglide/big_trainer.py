@@ -85,7 +85,7 @@ class BigTrainer(Trainer):
         if config.activation_checkpointing:
             checkpoint_activations(self.network)
         if config.compile:
-            self.network.compile()
+            compile_network(self.network)
         self.with_loss = WithLoss(self.network, loss)
         if world > 1:
             self.with_loss = DistributedDataParallel(self.with_loss, broadcast_buffers=False)  # constants
@@ -149,8 +149,16 @@ class BigTrainer(Trainer):
 
 
 def checkpoint_activations(network):
-    """Keep only the inputs of each block for the way back, where the rest is computed again: less memory, a
-    third more time (Chen et al. 2016). Blocks are the UNet's and the text transformer's."""
+    """Keep only the inputs of each block for the way back, where the rest is computed again: less memory, up
+    to a third more time (Chen et al. 2016). Blocks are the UNet's and the text transformer's."""
     for block in network.modules():
         if isinstance(block, Layers | TransformerBlock):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_network(network, **options):
+    """torch.compile, which fuses what is done point by point; of the text encoder too, which a training step
+    calls apart from the network. options: torch.compile's own."""
+    network.compile(**options)
+    if hasattr(network, "text"):
+        network.text.compile(**options)

@@ -20,6 +20,7 @@ from lesson_06_miniglide import train
 from lesson_06_miniglide.big_trainer import BigTrainer, autocast_to
 from lesson_06_miniglide.presets import IMAGE_SIZE, PRESETS, new_diffusion, new_network
 
+SAMPLING_FORMAT = torch.channels_last  # as common.sampling has it
 IMAGE_SHAPES = {
     "lesson_01": lesson_1.IMAGE_SHAPE,
     "lesson_03": lesson_1.IMAGE_SHAPE,
@@ -118,7 +119,7 @@ def training_step(contender, config):
 
 def sampling_step(contender, config):
     """() -> None: one call of the network. Text is read before, once a sample."""
-    network = contender.network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    network = contender.network.eval().requires_grad_(False).to(memory_format=SAMPLING_FORMAT)
     if config.compile:
         network.compile()
     device = pick_device(config.device)

@@ -14,14 +14,14 @@ def losses(name, config):
 
 
 def compare_losses(config):
-    """A row a network: how far apart the losses are. Where a machine is slow at bf16, both are in fp32."""
-    rows, batch = [], config.batch_size[0]
+    """A row a network: how far apart the losses are."""
+    rows = []
     for name in config.networks:
-        fp32, bf16 = (losses(name, replace(config, batch_size=batch, fp32=fp32)) for fp32 in (True, False))
+        fp32, bf16 = (losses(name, replace(config, fp32=fp32)) for fp32 in (True, False))
         rows.append(
             {
                 "network": name,
-                "batch": batch,
+                "batch": config.batch_size,
                 "first_loss": fp32[0],
                 "last_loss_fp32": fp32[-1],
                 "last_loss_bf16": bf16[-1],

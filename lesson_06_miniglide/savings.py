@@ -15,6 +15,7 @@ import torch
 from common import resample, training
 from common.command import is_fast_at_bf16, pick_device
 from common.memory import keep_freed_memory
+from lesson_06_miniglide import contenders
 from lesson_06_miniglide.contenders import WORK, contender
 from lesson_06_miniglide.turns import take_turns, wait
 
@@ -34,22 +35,29 @@ def with_pictures_halved_from_place_to_place():
     resample.is_slow = lambda x: False
 
 
+def with_channels_first():
+    contenders.SAMPLING_FORMAT = torch.contiguous_format
+
+
 UNDO = {
     "memory that is freed is kept": with_memory_given_back,
     "attention in one kernel": with_plain_attention,
     "halving as a product": with_pictures_halved_from_place_to_place,
+    "channels last": with_channels_first,
 }
 EVERYTHING, BF16, TEXT = "-", "bf16", "text read once a prompt"
 
 
-def changes(name, work, device):
+def changes(name, work, config):
     """Names of those that make a difference to that kind of work of that network, there."""
-    is_cpu = device.type == "cpu"
+    device = pick_device(config.device)
+    is_cpu, in_bf16 = device.type == "cpu", is_fast_at_bf16(device) and not config.fp32
     are_idle = {
         "attention in one kernel": is_cpu and name not in ("report", "glide"),  # few places: plain as it is
         "memory that is freed is kept": not is_cpu,
-        "halving as a product": not (is_cpu and is_fast_at_bf16(device)),
-        BF16: not is_fast_at_bf16(device),
+        "halving as a product": not (is_cpu and in_bf16 and work == "training"),
+        "channels last": work == "training",
+        BF16: not in_bf16,
         TEXT: work == "training" or name in ("lesson_01", "lesson_03"),
     }
     return [change for change in (*UNDO, BF16, TEXT) if not are_idle.get(change)]
@@ -80,16 +88,18 @@ def savings(config):
 
 
 def savings_of(name, work, config):
-    device, steps = pick_device(config.device), {}
+    steps = {}
     with ExitStack() as processes:
-        for change in (EVERYTHING, *changes(name, work, device)):
+        for change in (EVERYTHING, *changes(name, work, config)):
             process = processes.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
             steps[change] = partial(in_process, process, take_step, change, work, name, config)
-        seconds = take_turns(steps, config.rounds, device)
-    medians = {change: statistics.median(of_change) for change, of_change in seconds.items()}
+        seconds = take_turns(steps, config.rounds, pick_device(config.device))
     of_step = {"network": name, "work": work, "batch": config.batch_size}
-    for change, median in medians.items():
-        yield of_step | {"without": change, "seconds": median, "slower": median / medians[EVERYTHING] - 1}
+    for change, of_change in seconds.items():
+        slower = [a / b - 1 for a, b in zip(of_change, seconds[EVERYTHING])]  # round by round
+        row = of_step | {"without": change, "seconds": statistics.median(of_change)}
+        row |= {"slower": statistics.median(slower), "slower_least": min(slower), "slower_most": max(slower)}
+        yield row
 
 
 def in_process(process, function, *arguments):

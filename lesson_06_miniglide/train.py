@@ -73,7 +73,7 @@ class Config(TrainConfig):
     drop_caption: float = 0.2  # share of captions replaced by the empty one, for guidance
     no_vlb: bool = False  # L_simple alone, fixed variance
     precision: str = "auto"  # fp32, bf16, or auto: bf16 where the hardware is fast at it
-    activation_checkpointing: bool = False  # less memory, a third more time
+    activation_checkpointing: bool = False  # less memory, up to a third more time
     compile: bool = False  # torch.compile the network: minutes first, then faster steps
 
     checkpoint_time: float = 1800.0  # seconds between checkpoints

@@ -7,8 +7,8 @@ import torch
 
 def wait(device):
     """A GPU answers before it has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def take_turns(steps, rounds, device):

@@ -1,20 +1,23 @@
 """The benchmark counts what it should, times another implementation beside ours, and refuses bad input."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from common import resample, training
-from common.command import run_command
+from common import command, resample, training
+from common.command import UserError, run_command
 from common.flops import flop_counter
 from lesson_01_ddpm.unet import attend
-from lesson_06_miniglide import benchmark, rounding, savings
+from lesson_06_miniglide import benchmark, contenders, rounding, savings
 from lesson_06_miniglide.contenders import Contender
+from lesson_06_miniglide.data_speed import data_rates
 from lesson_06_miniglide.growth import Alive, TrainingMemory, cost, counted_peak, network_for, norms_in_fp32
 from lesson_06_miniglide.roofline import Accounts, kind_of
+from lesson_06_miniglide.turns import wait
 
 ADAPTER = """
 from torch import nn
@@ -51,11 +54,13 @@ def test_a_table_with_another_implementation_beside_ours(tmp_path, capsys):
 
 
 def test_losses_in_bf16_are_those_in_fp32(monkeypatch, tmp_path):
-    monkeypatch.setattr(rounding, "STEPS", 30)
+    for module in (command, benchmark):
+        monkeypatch.setattr(module, "is_fast_at_bf16", lambda device: True)  # slow is good enough here
+    monkeypatch.setattr(rounding, "STEPS", 12)
     out = tmp_path / "rounding.json"
-    run("lesson_01", "--rounding", "--batch-size", "4", "--out", str(out))
+    run("lesson_01", "--rounding", "--batch-size", "2", "--out", str(out))
     [row] = json.loads(out.read_text())["rows"]
-    assert row["last_loss_fp32"] < 0.99 * row["first_loss"] and row["furthest_apart"] < 0.02
+    assert row["last_loss_fp32"] < row["first_loss"] and 0 < row["furthest_apart"] < 0.02
     monkeypatch.setattr(rounding, "losses", lambda name, config: [1.0, 0.5] if config.fp32 else [1.0, 0.6])
     run("lesson_01", "--rounding", "--out", str(out))
     assert json.loads(out.read_text())["rows"][0]["furthest_apart"] == pytest.approx(0.2)
@@ -114,6 +119,17 @@ def test_loading_is_timed_and_set_against_a_training_step(tmp_path):
     assert not (tmp_path / ".cache").exists()
 
 
+def test_photos_that_the_cache_leaves_out_are_not_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr("lesson_06_miniglide.cache.TOLERATED", 0.5)
+    for i in range(4):
+        Image.new("RGB", (80, 60)).save(tmp_path / f"{i}.jpg")
+        (tmp_path / f"{i}.txt").write_text("black")
+    (tmp_path / "0.jpg").write_bytes(b"no photo")
+    assert set(data_rates(str(tmp_path), False, 2)) == {"cache, built", "cache", "decoded on access"}
+    with pytest.raises(UserError, match="has 3 images; it takes more"):
+        data_rates(str(tmp_path), False, 3)
+
+
 LARGE = """
 from torch import nn, zeros
 
@@ -164,6 +180,7 @@ def test_each_change_is_undone(monkeypatch, every_kind_of_attention):
     monkeypatch.setattr(savings, "contender", lambda name, config: who)
     monkeypatch.setitem(savings.WORK, "probe", probe)
     monkeypatch.setattr(resample, "is_slow", lambda x: True)
+    monkeypatch.setattr(contenders, "SAMPLING_FORMAT", torch.channels_last)
     for module in (savings, training):
         monkeypatch.setattr(module, "keep_freed_memory", lambda: kept.append("kept"))
 
@@ -183,18 +200,50 @@ def test_each_change_is_undone(monkeypatch, every_kind_of_attention):
     without("memory that is freed is kept")
     without("halving as a product")
     without("attention in one kernel")
-    assert len(kept) == 2 and not resample.is_slow(x) and fused() == 0
+    without("channels last")
+    assert len(kept) == 3 and not resample.is_slow(x) and fused() == 0
+    assert contenders.SAMPLING_FORMAT is torch.contiguous_format
 
 
-def test_savings_are_set_against_the_step_with_all_changes(monkeypatch, tmp_path):
-    taken = []
-    monkeypatch.setattr(savings, "in_process", lambda process, function, *what: taken.append(what[:3]))
-    run("lesson_05", "--savings", "--rounds", "1", "--out", str(tmp_path / "savings.json"))
-    rows = {(r["without"], r["work"]): r for r in json.loads((tmp_path / "savings.json").read_text())["rows"]}
-    assert set(taken) == {(*row, "lesson_05") for row in rows}
-    assert ("text read once a prompt", "sampling") in rows and ("-", "training") in rows
-    for (_, work), row in rows.items():
-        assert row["slower"] == pytest.approx(row["seconds"] / rows["-", work]["seconds"] - 1)
+def test_savings_are_set_against_the_step_with_all_changes(monkeypatch):
+    def seconds(steps, rounds, device):
+        return {change: [1, 2, 4] if change == "-" else [2, 2, 5] for change in steps}
+
+    monkeypatch.setattr(savings, "take_turns", seconds)
+    rows = savings.savings(benchmark.Config(networks=("lesson_05",), device="cpu"))
+    whole, *others = [row for row in rows if row["work"] == "sampling"]
+    assert whole["without"] == "-" and (whole["seconds"], whole["slower"]) == (2, 0)
+    assert "text read once a prompt" in [row["without"] for row in others]
+    for row in others:  # by 100, 0 and 25 %
+        assert [row[key] for key in ("slower", "slower_least", "slower_most")] == [0.25, 0, 1]
+
+
+def test_each_change_has_a_process_of_its_own():
+    config = benchmark.Config(batch_size=1, rounds=1, device="cpu")
+    rows = {row["without"]: row for row in savings.savings_of("lesson_01", "sampling", config)}
+    assert set(rows) == {"-", *savings.changes("lesson_01", "sampling", config)} and len(rows) > 2
+    assert all(row["seconds"] > 0 for row in rows.values())
+
+
+def test_changes_that_make_no_difference_are_not_timed(monkeypatch):
+    monkeypatch.setattr(savings, "is_fast_at_bf16", lambda device: True)
+    config = benchmark.Config(device="cpu")
+
+    def names(name, work, config=config):
+        return set(savings.changes(name, work, config))
+
+    memory, attention, halving, channels, bf16, text = (*savings.UNDO, savings.BF16, savings.TEXT)
+    assert names("lesson_01", "training") == {memory, halving, bf16}
+    assert names("lesson_05", "sampling") == {memory, channels, bf16, text}
+    assert names("report", "training", replace(config, fp32=True)) == {memory, attention}
+
+
+def test_other_devices_are_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    for name in ("cpu", "cuda", "mps"):
+        wait(torch.device(name))
+    assert [device.type for device in waited] == ["cuda", "mps"]
 
 
 def test_what_takes_turns_is_called_equally_often_and_the_first_time_does_not_count():
@@ -212,15 +261,34 @@ def test_what_takes_turns_is_called_equally_often_and_the_first_time_does_not_co
         (None, [], "cannot be used"),
         (ADAPTER, ["--rounds", "0"], "--rounds is 0"),
         (ADAPTER, ["--batch-size", "8", "0"], "--batch-size is 0"),
+        (ADAPTER, ["--growth"], "--growth is of our own networks alone"),
+        (ADAPTER, ["--growth", "--savings"], "--growth and --savings are different measurements"),
+        (ADAPTER, ["--out", "mine.py/speed.json"], "--out mine.py cannot be made"),
+        (ADAPTER, ["--data-dir", "nowhere"], "--data-dir nowhere"),
     ],
 )
-def test_bad_input_is_one_line(text, flags, said, tmp_path, capsys):
+def test_bad_input_is_one_line(text, flags, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     if text is not None:
         (tmp_path / "mine.py").write_text(text)
     with pytest.raises(SystemExit) as caught:
         run("lesson_01", "--against", str(tmp_path / "mine.py"), *flags)
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.count("\n") == 1 and said in error
+
+
+@pytest.mark.parametrize(
+    "network, flags, said",
+    [
+        ("lesson_7", [], "network lesson_7 is unknown"),
+        ("lesson_01", ["--roofline", "--compile"], "--compile fuses"),
+        ("lesson_01", ["--rounding", "--fp32"], "--rounding needs"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(network, flags, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(network, *flags)
+    assert caught.value.code == 2 and said in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -247,6 +247,24 @@ def test_flags_that_do_not_parse(flags, place, capsys):
     assert stop.value.code == 2 and "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "lesson, name, advice",
+    [
+        ("lesson_01_ddpm", "train_mnist", "try a smaller --batch-size"),
+        ("lesson_06_miniglide", "train", "try a smaller --batch-size or --activation-checkpointing"),
+        ("lesson_01_ddpm", "sample", "try --device cpu"),
+    ],
+)
+def test_a_gpu_that_is_too_small_is_one_line(lesson, name, advice, capsys):
+    def fill(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB.\nMore")
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(fill, script(lesson, name).Config, argv=[])
+    line = f"error: CUDA out of memory. Tried to allocate 2.00 GiB; {advice}\n"
+    assert caught.value.code == 2 and capsys.readouterr().err == line
+
+
 @pytest.mark.parametrize("lesson", [LESSONS[0], LESSONS[-1]])
 @pytest.mark.parametrize("name", ["train_mnist", "sample"])
 def test_help_and_wrong_input_from_the_shell(lesson, name, place):

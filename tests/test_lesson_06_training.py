@@ -19,7 +19,7 @@ from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_04_text_conditioning.text_transformer import TextConfig
-from lesson_06_miniglide.big_trainer import BigTrainer, checkpoint_activations
+from lesson_06_miniglide.big_trainer import BigTrainer, checkpoint_activations, compile_network
 from lesson_06_miniglide.captioned_images import captioned_images, make_tokenizer
 from lesson_06_miniglide.patches import PatchUNet
 from lesson_06_miniglide.presets import (
@@ -180,6 +180,27 @@ def test_activation_checkpointing_changes_no_gradient_and_saves_memory():
     (plain, text, everything), (again, less_text, less) = run(False), run(True)
     assert torch.allclose(plain, again, atol=1e-6)
     assert less_text < text / 2 and less < everything / 2
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_compiled_network_is_of_one_piece_and_has_the_same_gradients(checkpointed):
+    compiled = []
+
+    def keep(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    def gradients(network):
+        x_0, t, noise, tokens = Noised().batch(torch.arange(2))
+        at_given_t(network, x_0, t, noise, tokens).mean().backward()
+        return torch.cat([p.grad.flatten() for p in network.parameters()])
+
+    plain, network = small_network(), small_network()
+    if checkpointed:
+        checkpoint_activations(network)
+    compile_network(network, backend=keep, fullgraph=True)  # where a graph would break, this raises
+    assert torch.allclose(gradients(plain), gradients(network), atol=1e-6)
+    assert len(compiled) == 2  # the text's and the UNet's
 
 
 # -- training ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from common import runs
 from common.command import UserError
 from common.runs import Run, load_weights, read_json, read_metrics, saved_config, write_atomically
 from common.training import EMA, StopSignals, TrainConfig, learning_rate_factor, train
@@ -250,3 +251,10 @@ def test_tensorboard_events_are_written_where_it_is_installed(tmp_path):
     pytest.importorskip("tensorboard")
     run, _ = run_line(tmp_path, steps=2)
     assert list(run.folder.glob("events.out.tfevents.*"))
+
+
+def test_numbers_come_with_the_processor_that_they_were_measured_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "CPU_INFO", tmp_path / "cpuinfo")
+    assert runs.describe_machine()["processor"] == runs.platform.machine()
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A Chip 3: fast\nflags\t: fpu\n")
+    assert runs.describe_machine()["processor"] == "A Chip 3: fast"
