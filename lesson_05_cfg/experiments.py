@@ -154,7 +154,7 @@ def time_to_quality(config):
     for steps in (budget for budget in BUDGETS if budget <= experiment.config.steps):
         experiment.network = experiment.train(f"{steps} steps", experiment.new_network(), loss, steps=steps)
         minutes = read_metrics(experiment.folder_of(f"{steps} steps") / "metrics.csv")[-1]["minutes"]
-        key = {"steps": steps, "minutes_of_training": minutes}
+        key = {"training_steps": steps, "minutes_of_training": minutes}
         row = experiment.row(experiment.measure, at_scale(BEST), **key)
         line.append((minutes, row["fid"]))
     experiment.save(curves({f"s = {BEST}": line}, "minutes of training", "FID"))
