@@ -55,8 +55,8 @@ HEADS = {
     "tflops": "TFLOP/s",
     "of_ceiling": "of the machine's best",
     "slower": "slower by",
-    "slower_least": "least in a round",
-    "slower_most": "most in a round",
+    "slower_from": "half of the rounds: from",
+    "slower_to": "to",
     "peak_mb": "memory, MB",
     "waits_for_data": "waits for data",
     "training_steps": "steps",
@@ -111,7 +111,7 @@ WHOLE += ("training_steps",)
 SHARES = ("digit_accuracy", "colour_accuracy", "held_out_both_accuracy", "confident")
 SHARES += ("all_right", "all_right_held_out", "read_as_dog", "breed_accuracy", "memorised")
 SHARES += ("memorised_blurred", "of_ceiling", "of_the_step", "attention_32", "attention_16", "attention_8")
-SHARES += ("slower", "slower_least", "slower_most", "waits_for_data")
+SHARES += ("slower", "slower_from", "slower_to", "waits_for_data")
 FINE = ("jump_at_the_edge", "seconds", "least_seconds")
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache, partial
 from multiprocessing import get_context
 
+import numpy as np
 import torch
 
 from common import resample, training
@@ -97,9 +98,9 @@ def savings_of(name, work, config):
     of_step = {"network": name, "work": work, "batch": config.batch_size}
     for change, of_change in seconds.items():
         slower = [a / b - 1 for a, b in zip(of_change, seconds[EVERYTHING])]  # round by round
+        low, median, high = np.quantile(slower, (0.25, 0.5, 0.75)).tolist()
         row = of_step | {"without": change, "seconds": statistics.median(of_change)}
-        row |= {"slower": statistics.median(slower), "slower_least": min(slower), "slower_most": max(slower)}
-        yield row
+        yield row | {"slower": median, "slower_from": low, "slower_to": high}  # half of the rounds between
 
 
 def in_process(process, function, *arguments):

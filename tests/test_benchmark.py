@@ -215,7 +215,7 @@ def test_savings_are_set_against_the_step_with_all_changes(monkeypatch):
     assert whole["without"] == "-" and (whole["seconds"], whole["slower"]) == (2, 0)
     assert "text read once a prompt" in [row["without"] for row in others]
     for row in others:  # by 100, 0 and 25 %
-        assert [row[key] for key in ("slower", "slower_least", "slower_most")] == [0.25, 0, 1]
+        assert [row[key] for key in ("slower_from", "slower", "slower_to")] == [0.125, 0.25, 0.625]
 
 
 def test_each_change_has_a_process_of_its_own():
