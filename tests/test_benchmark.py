@@ -154,10 +154,14 @@ def call(network, x_t, t):
 
 @pytest.mark.skipif(not benchmark.STATUS.exists(), reason="only Linux says it")
 def test_peak_memory_is_that_of_a_step_in_the_middle_of_training(tmp_path):
-    """Weights, average, moments, five tensors kept for the way back, two on it: 20 million numbers each."""
+    """Weights, average, moments, five tensors kept for the way back, two on it: 20 million numbers each.
+
+    The gaps between them differ from process to process, so the least of three.
+    """
     (path := tmp_path / "large.py").write_text(LARGE)
     config = benchmark.Config(networks=("lesson_01",), against=(str(path),), batch_size=1, device="cpu")
-    numbers = benchmark.peak_bytes(str(path), "training", config) / 4 / 20e6
+    least = min(benchmark.peak_bytes(str(path), "training", config) for _ in range(3))
+    numbers = least / 4 / 20e6
     assert 4 + 5 + 2 <= numbers < 16
 
 

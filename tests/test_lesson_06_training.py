@@ -66,6 +66,7 @@ def flags():
 
 
 def test_the_text_learns_to_sketch_before_there_is_a_network_to_read_for():
+    torch.manual_seed(0)
     data, network = flags(), PatchSketchingUNet(SMALL, SMALL_TEXT, new_diffusion(1000).alpha_bar)
     before = {name: p.clone() for name, p in network.named_parameters()}
     learn_to_sketch(network, data, steps=200, quiet=True)
