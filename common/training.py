@@ -99,6 +99,14 @@ def parameter_groups(network):
     return [{"params": params, "factor": factor} for factor, params in groups.items() if params]
 
 
+def in_order_of_weights(optimizer):
+    """Put its moments in memory as their weights lie: the run that saved them may have been compiled."""
+    for weight, state in optimizer.state.items():
+        for name, moment in state.items():
+            if moment.shape == weight.shape:
+                state[name] = torch.empty_like(weight).copy_(moment)
+
+
 class StopSignals:
     """While open, the first Ctrl-C or SIGTERM only asks the step at work to finish; a second one ends all.
 
@@ -199,15 +207,16 @@ class Trainer:
         self.optimizer.zero_grad()
         loss = self.backward(indices)
         grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
-            self.give_up(loss.item(), grad_norm.item())
         lr = config.learning_rate * learning_rate_factor(step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self.optimizer.step()
         self.ema.update(self.network, step)
         self.step += 1
-        return {"step": self.step, "loss": loss.item(), "grad_norm": grad_norm.item(), "learning_rate": lr}
+        loss, grad_norm = loss.item(), grad_norm.item()  # only here a GPU is waited for
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self.give_up(loss, grad_norm)
+        return {"step": self.step, "loss": loss, "grad_norm": grad_norm, "learning_rate": lr}
 
     def seed_step(self):
         """All that is random in this step follows from its number."""
@@ -260,6 +269,7 @@ class Trainer:
         try:
             for name, part in self.parts().items():
                 part.load_state_dict(state[name])
+            in_order_of_weights(self.optimizer)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--resume: what was saved does not fit these settings ({reason})") from None
@@ -273,7 +283,7 @@ class Trainer:
         bar.update(100 * progress - bar.n)
 
     def give_up(self, loss, grad_norm):
-        message = f"step {self.step + 1}: the loss is {loss}, its gradient's norm {grad_norm}"
+        message = f"step {self.step}: the loss is {loss}, its gradient's norm {grad_norm}"
         if self.run and self.run.state_file:
             message += f"; the last good checkpoint is {self.run.state_file}"
         raise UserError(f"{message}; try a smaller --learning-rate")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from common.norm import GroupNorm
 from common.resample import double
 
 
@@ -60,9 +61,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in, c_out, config):
         super().__init__()
-        self.norm_1, self.conv_1 = nn.GroupNorm(config.groups, c_in), conv(c_in, c_out)
+        self.norm_1, self.conv_1 = GroupNorm(config.groups, c_in), conv(c_in, c_out)
         self.emb = nn.Linear(config.emb_channels, c_out)
-        self.norm_2, self.conv_2 = nn.GroupNorm(config.groups, c_out), zero(conv(c_out, c_out))
+        self.norm_2, self.conv_2 = GroupNorm(config.groups, c_out), zero(conv(c_out, c_out))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x, emb, context):
@@ -87,7 +88,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels, config):
         super().__init__()
-        self.norm = nn.GroupNorm(config.groups, channels)
+        self.norm = GroupNorm(config.groups, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj = zero(nn.Conv1d(channels, channels, 1))
 
@@ -185,7 +186,7 @@ class UNet(HalfUNet):
                 c = channels
             if level > 0:
                 self.up[-1].append(upsample(c, config))
-        norm = nn.GroupNorm(config.groups, c)
+        norm = GroupNorm(config.groups, c)
         self.last = nn.Sequential(norm, nn.SiLU(), zero(conv(c, config.out_channels)))
 
     def forward(self, x_t, t, embedding=0, context=None):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from common.norm import GroupNorm, scale_and_shift
 from common.resample import double, halve
 from lesson_01_ddpm.unet import Downsample, UNet, UNetConfig, Upsample, attend, conv, zero
 
@@ -34,9 +35,9 @@ class ResBlock(nn.Module):
     def __init__(self, c_in, c_out, config, resample=None):
         super().__init__()
         self.scale_shift_norm, self.resample = config.scale_shift_norm, resample
-        self.norm_1, self.conv_1 = nn.GroupNorm(config.groups, c_in), conv(c_in, c_out)
+        self.norm_1, self.conv_1 = GroupNorm(config.groups, c_in), conv(c_in, c_out)
         self.emb = nn.Linear(config.emb_channels, 2 * c_out if config.scale_shift_norm else c_out)
-        self.norm_2, self.dropout = nn.GroupNorm(config.groups, c_out), nn.Dropout(config.dropout)
+        self.norm_2, self.dropout = GroupNorm(config.groups, c_out), nn.Dropout(config.dropout)
         self.conv_2 = zero(conv(c_out, c_out))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
@@ -48,7 +49,7 @@ class ResBlock(nn.Module):
         emb = self.emb(F.silu(emb))[:, :, None, None]
         if self.scale_shift_norm:
             scale, shift = emb.chunk(2, 1)
-            h = self.norm_2(h) * (1 + scale) + shift
+            h = scale_and_shift(self.norm_2(h), 1 + scale, shift)
         else:
             h = self.norm_2(h + emb)
         return self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
@@ -68,7 +69,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, channels, config):
         super().__init__()
         self.heads = config.heads(channels)
-        self.norm = nn.GroupNorm(config.groups, channels)
+        self.norm = GroupNorm(config.groups, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)  # head by head: its q, its k, its v
         self.proj = zero(nn.Conv1d(channels, channels, 1))
 

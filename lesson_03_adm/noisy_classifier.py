@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from common.norm import GroupNorm
 from lesson_01_ddpm.unet import HalfUNet, attend
 from lesson_03_adm.adm_unet import ADMConfig, MultiHeadAttention, ResBlock, at_places, res_down, split_heads
 
@@ -37,7 +38,7 @@ class NoisyClassifier(nn.Module):
         self.encoder = HalfUNet(config, ResBlock, MultiHeadAttention, res_down)
         channels = self.encoder.levels[-1]
         places = (config.image_size // 2 ** (len(self.encoder.levels) - 1)) ** 2
-        self.norm = nn.GroupNorm(config.groups, channels)
+        self.norm = GroupNorm(config.groups, channels)
         self.pool = AttentionPool(channels, places, config.heads(channels))
         self.head = nn.Linear(channels, num_classes)
 

@@ -33,6 +33,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
+import torch._dynamo
 import tyro
 
 from common.command import UserError, as_flag, check_choice, is_fast_at_bf16, pick_device, run_command
@@ -102,13 +103,6 @@ def flops_an_image(name, work, config):
 
 def peak_bytes(name, work, config):
     """The memory of a step: weights, gradients, optimizer, activations; in a process of its own."""
-    device = pick_device(config.device)
-    if device.type == "cuda":
-        gc.collect()  # checkpointed networks before this one, which refer to themselves
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        two_steps(name, work, config)
-        return torch.cuda.max_memory_allocated(device) - before
     if config.compile or not STATUS.exists():
         return None  # a compiler's own memory would count; and only Linux says it
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -122,10 +116,12 @@ def grown(name, work, config):
 
 
 def two_steps(name, work, config):
-    """The second finds AdamW's moments there already."""
-    step = WORK[work](contender(name, config), config)
+    """(the network, the step), taken twice: the second finds AdamW's moments there already."""
+    who = contender(name, config)
+    step = WORK[work](who, config)
     step()
     step()
+    return who.network, step
 
 
 def resident_peak():
@@ -134,24 +130,35 @@ def resident_peak():
     return 1024 * int(line.split()[1])
 
 
+def ready(name, work, config):
+    """(the network, the step, its peak in bytes where that can be told)."""
+    device = pick_device(config.device)
+    if device.type != "cuda":
+        return *two_steps(name, work, config), peak_bytes(name, work, config)
+    gc.collect()  # checkpointed networks before this one, which refer to themselves
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    return *two_steps(name, work, config), torch.cuda.max_memory_allocated(device) - before
+
+
 def measure(work, config, best):
     """A row a batch size and contender, for one kind of work."""
     names, device = [*config.networks, *config.against], pick_device(config.device)
     plain = replace(config, batch_size=1, compile=False, activation_checkpointing=False, fp32=True)
     batches = [replace(config, batch_size=n) for n in config.batch_size]
-    contenders = {(name, batch): contender(name, batch) for batch in batches for name in names}
-    steps = {(name, batch): WORK[work](who, batch) for (name, batch), who in contenders.items()}
+    all_ready = {(name, batch): ready(name, work, batch) for batch in batches for name in names}
+    steps = {which: step for which, (_, step, _) in all_ready.items()}
     rows = []
     for (name, batch), seconds in take_turns(steps, config.rounds, device).items():
+        network, _, peak = all_ready[name, batch]
         median, flops = statistics.median(seconds), flops_an_image(name, work, plain)
-        peak = peak_bytes(name, work, batch)
         images_a_second = batch.batch_size / median
         rows.append(
             {
                 "network": Path(name).stem,
                 "work": work,
                 "batch": batch.batch_size,
-                "parameters": sum(p.numel() for p in contenders[name, batch].network.parameters()),
+                "parameters": sum(p.numel() for p in network.parameters()),
                 "gflop_an_image": flops / 1e9,
                 "seconds": median,
                 "slowest": max(seconds),
@@ -214,6 +221,7 @@ def check(config):
 
 def main(config):
     check(config)
+    torch._dynamo.config.recompile_limit = 100  # several networks of one class
     batches = [replace(config, batch_size=n) for n in config.batch_size]
     if config.growth:
         content = {"rows": growth()}

@@ -76,6 +76,8 @@ class BigTrainer(Trainer):
     """
 
     def __init__(self, network, loss, data, config, run, validation, metadata, pictures, rank=0, world=1):
+        if config.compile:
+            network = network.to(memory_format=torch.channels_last)
         super().__init__(network, loss, data, config, run, validation, metadata, pictures)
         self.quiet, self.evaluated_at_once = rank > 0, config.batch_size
         self.rank, self.world = rank, world
@@ -159,6 +161,6 @@ def checkpoint_activations(network):
 def compile_network(network, **options):
     """torch.compile, which fuses what is done point by point; of the text encoder too, which a training step
     calls apart from the network. options: torch.compile's own."""
-    network.compile(**options)
+    network.compile(dynamic=False, **options)
     if hasattr(network, "text"):
-        network.text.compile(**options)
+        network.text.compile(dynamic=False, **options)

@@ -17,7 +17,7 @@ from lesson_03_adm import train_mnist as lesson_3
 from lesson_03_adm.adm_unet import ClassUNet
 from lesson_04_text_conditioning import captioned_mnist
 from lesson_06_miniglide import train
-from lesson_06_miniglide.big_trainer import BigTrainer, autocast_to
+from lesson_06_miniglide.big_trainer import BigTrainer, autocast_to, compile_network
 from lesson_06_miniglide.presets import IMAGE_SIZE, PRESETS, new_diffusion, new_network
 
 SAMPLING_FORMAT = torch.channels_last  # as common.sampling has it
@@ -121,7 +121,7 @@ def sampling_step(contender, config):
     """() -> None: one call of the network. Text is read before, once a sample."""
     network = contender.network.eval().requires_grad_(False).to(memory_format=SAMPLING_FORMAT)
     if config.compile:
-        network.compile()
+        compile_network(network)
     device = pick_device(config.device)
     x_t = torch.randn(config.batch_size, *contender.image_shape, device=device)
     t = torch.full((len(x_t),), 500, device=device)

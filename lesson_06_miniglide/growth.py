@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -54,17 +53,9 @@ def cost(preset, image_size=IMAGE_SIZE):
         network = network_for(preset, image_size)
         parameters = sum(p.numel() for p in network.parameters())
         flops, attention = count_flops(network, image_size)
-        norms_in_fp32(network)
         plain = training_memory(network, image_size)
         checkpoint_activations(network)
         return Cost(parameters, flops, attention, plain, training_memory(network, image_size))
-
-
-def norms_in_fp32(network):
-    """As autocast has them on a GPU, where what they take and give is kept at twice the size."""
-    for norm in network.modules():
-        if isinstance(norm, nn.GroupNorm | nn.LayerNorm):
-            norm.register_forward_pre_hook(lambda norm, x: x[0].float())
 
 
 def training_memory(network, image_size):
