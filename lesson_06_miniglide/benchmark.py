@@ -28,6 +28,7 @@ and `call(network, x_t, t)`, its eps_hat. against_diffusers.py and against_denoi
 import gc
 import multiprocessing
 import statistics
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -46,12 +47,12 @@ from lesson_06_miniglide.data_speed import data_rates
 from lesson_06_miniglide.growth import growth
 from lesson_06_miniglide.roofline import roofline
 from lesson_06_miniglide.rounding import compare_losses
-from lesson_06_miniglide.savings import savings
+from lesson_06_miniglide.savings import MEMORY, savings, step_in_process
 from lesson_06_miniglide.turns import take_turns
 
 STATUS = Path("/proc/self/status")
 MODES = ("growth", "rounding", "roofline", "savings")  # what is done in place of the table of times
-SETTINGS = ("rounds", "fp32", "compile", "activation_checkpointing")  # kept beside the numbers
+SETTINGS = ("rounds", "fp32", "compile", "cuda_graph", "activation_checkpointing")  # kept beside the numbers
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Config:
     rounds: int = 7  # steps timed of each network, after one that is not
     fp32: bool = False  # no bf16, where the machine is fast at it
     compile: bool = False  # all networks by torch.compile
+    cuda_graph: bool = False  # sampling on an NVIDIA GPU: a call recorded once, replayed without Python
     activation_checkpointing: bool = False  # of our own networks, as the flag of train.py
     device: str = "auto"  # auto, cpu, cuda, mps
     out: str | None = None  # a .json for the numbers
@@ -130,11 +132,17 @@ def resident_peak():
     return 1024 * int(line.split()[1])
 
 
-def ready(name, work, config):
-    """(the network, the step, its peak in bytes where that can be told)."""
+def ready(name, work, config, processes):
+    """(the network, the step, its peak in bytes where that can be told).
+
+    On a CPU others compute in processes of their own, which handle memory as PyTorch does by itself.
+    """
     device = pick_device(config.device)
     if device.type != "cuda":
-        return *two_steps(name, work, config), peak_bytes(name, work, config)
+        network, step = two_steps(name, work, config)
+        if name in config.against:
+            step = step_in_process(processes, MEMORY, work, name, config)
+        return network, step, peak_bytes(name, work, config)
     gc.collect()  # checkpointed networks before this one, which refer to themselves
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -146,10 +154,11 @@ def measure(work, config, best):
     names, device = [*config.networks, *config.against], pick_device(config.device)
     plain = replace(config, batch_size=1, compile=False, activation_checkpointing=False, fp32=True)
     batches = [replace(config, batch_size=n) for n in config.batch_size]
-    all_ready = {(name, batch): ready(name, work, batch) for batch in batches for name in names}
-    steps = {which: step for which, (_, step, _) in all_ready.items()}
     rows = []
-    for (name, batch), seconds in take_turns(steps, config.rounds, device).items():
+    with ExitStack() as processes:
+        all_ready = {(n, batch): ready(n, work, batch, processes) for batch in batches for n in names}
+        timed = take_turns({which: step for which, (_, step, _) in all_ready.items()}, config.rounds, device)
+    for (name, batch), seconds in timed.items():
         network, _, peak = all_ready[name, batch]
         median, flops = statistics.median(seconds), flops_an_image(name, work, plain)
         images_a_second = batch.batch_size / median
@@ -215,6 +224,8 @@ def check(config):
         raise UserError("--roofline watches each operation, and --compile fuses them; leave out one of them")
     if config.rounding and (config.fp32 or not is_fast_at_bf16(pick_device(config.device))):
         raise UserError("--rounding needs a machine that is fast at bf16, and no --fp32")
+    if config.cuda_graph and pick_device(config.device).type != "cuda":
+        raise UserError("--cuda-graph needs an NVIDIA GPU; leave it out")
     if config.out:
         make_folder(Path(config.out).parent, "--out")
 

@@ -104,12 +104,11 @@ def training_step(contender, config):
     def loss(network, x_t, t, noise):
         return squared_error(contender.call(x_t, t, *contender.see(n)), noise)
 
-    is_ours = isinstance(getattr(network, "unet", network), UNet)
     settings = train.Config(
         batch_size=n,
         learning_rate=1e-3,
         precision=precision(config),
-        activation_checkpointing=config.activation_checkpointing and is_ours,
+        activation_checkpointing=config.activation_checkpointing and is_ours(network),
         compile=config.compile,
         device=config.device,
     )
@@ -119,7 +118,9 @@ def training_step(contender, config):
 
 def sampling_step(contender, config):
     """() -> None: one call of the network. Text is read before, once a sample."""
-    network = contender.network.eval().requires_grad_(False).to(memory_format=SAMPLING_FORMAT)
+    network = contender.network.eval().requires_grad_(False)
+    if is_ours(network):
+        network.to(memory_format=SAMPLING_FORMAT)
     if config.compile:
         compile_network(network)
     device = pick_device(config.device)
@@ -132,7 +133,21 @@ def sampling_step(contender, config):
         with torch.no_grad(), autocast_to(precision(config), device):
             contender.call(x_t, t, *seen)
 
-    return step
+    return recorded(step) if config.cuda_graph else step
+
+
+def recorded(step):
+    """The step's kernels as a CUDA graph, which asks for all of them at once and needs no Python between."""
+    for _ in range(3):
+        step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def is_ours(network):
+    return isinstance(getattr(network, "unet", network), UNet)
 
 
 WORK = {"training": training_step, "sampling": sampling_step}

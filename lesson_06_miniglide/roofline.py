@@ -20,7 +20,7 @@ from lesson_06_miniglide.turns import wait
 # kind -> what the names of its operations contain; the first that fits counts
 KINDS = {
     "optimizer, average": ("_fused_adam", "_foreach"),  # clip_grad_norm_ comes as lists, too
-    "attention": ("scaled_dot_product",),
+    "attention": ("scaled_dot_product", "bmm", "softmax"),
     "convolutions": ("convolution",),
     "products": ("mm", "matmul", "linear"),
     "norms": ("norm",),

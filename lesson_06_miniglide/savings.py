@@ -7,15 +7,16 @@ import statistics
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from multiprocessing import get_context
 
 import numpy as np
 import torch
 
-from common import resample, training
+from common import norm, resample, training
 from common.command import is_fast_at_bf16, pick_device
 from common.memory import keep_freed_memory
+from lesson_01_ddpm import unet
 from lesson_06_miniglide import contenders
 from lesson_06_miniglide.contenders import WORK, contender
 from lesson_06_miniglide.turns import take_turns, wait
@@ -40,11 +41,22 @@ def with_channels_first():
     contenders.SAMPLING_FORMAT = torch.contiguous_format
 
 
+def with_norms_as_pictures_come():
+    norm.is_slow = lambda x, groups: False
+
+
+def with_all_large_attention_in_one_kernel():
+    unet.suits_one_kernel = lambda q: q.shape[-2] > unet.FEW_PLACES
+
+
+MEMORY = "memory that is freed is kept"
 UNDO = {
-    "memory that is freed is kept": with_memory_given_back,
+    MEMORY: with_memory_given_back,
     "attention in one kernel": with_plain_attention,
     "halving as a product": with_pictures_halved_from_place_to_place,
     "channels last": with_channels_first,
+    "small pictures turned for norms": with_norms_as_pictures_come,
+    "attention in plain products": with_all_large_attention_in_one_kernel,
 }
 EVERYTHING, BF16, TEXT = "-", "bf16", "text read once a prompt"
 
@@ -53,11 +65,14 @@ def changes(name, work, config):
     """Names of those that make a difference to that kind of work of that network, there."""
     device = pick_device(config.device)
     is_cpu, in_bf16 = device.type == "cpu", is_fast_at_bf16(device) and not config.fp32
+    few_places = name not in ("report", "glide")
     are_idle = {
-        "attention in one kernel": is_cpu and name not in ("report", "glide"),  # few places: plain as it is
-        "memory that is freed is kept": not is_cpu,
+        "attention in one kernel": is_cpu and (in_bf16 or few_places),  # plain as it is
+        MEMORY: not is_cpu,
         "halving as a product": not (is_cpu and in_bf16 and work == "training"),
         "channels last": work == "training",
+        "small pictures turned for norms": not (is_cpu and in_bf16 and work == "sampling"),
+        "attention in plain products": not (is_cpu and in_bf16) or few_places,
         BF16: not in_bf16,
         TEXT: work == "training" or name in ("lesson_01", "lesson_03"),
     }
@@ -67,7 +82,7 @@ def changes(name, work, config):
 @cache
 def step_without(change, work, name, config):
     """() -> None: the step of a network, its change undone in all of this process."""
-    if change != "memory that is freed is kept":
+    if change != MEMORY:
         keep_freed_memory()
     UNDO.get(change, lambda: None)()
     config = replace(config, fp32=config.fp32 or change == BF16)
@@ -92,8 +107,7 @@ def savings_of(name, work, config):
     steps = {}
     with ExitStack() as processes:
         for change in (EVERYTHING, *changes(name, work, config)):
-            process = processes.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-            steps[change] = partial(in_process, process, take_step, change, work, name, config)
+            steps[change] = step_in_process(processes, change, work, name, config)
         seconds = take_turns(steps, config.rounds, pick_device(config.device))
     of_step = {"network": name, "work": work, "batch": config.batch_size}
     for change, of_change in seconds.items():
@@ -103,5 +117,7 @@ def savings_of(name, work, config):
         yield row | {"slower": median, "slower_from": low, "slower_to": high}  # half of the rounds between
 
 
-def in_process(process, function, *arguments):
-    return process.submit(function, *arguments).result()
+def step_in_process(processes, *what):
+    """take_step(*what), in a process of its own as long as `processes`, an ExitStack, is open."""
+    process = processes.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+    return lambda: process.submit(take_step, *what).result()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from common.captions import CAPTIONS
 from lesson_01_ddpm.diffusion import ddpm_sample, loss_at_random_t, loss_simple
 from lesson_01_ddpm.train_mnist import NETWORK as LESSON_1
-from lesson_01_ddpm.unet import UNet, timestep_embedding
+from lesson_01_ddpm.unet import UNet, attend, suits_one_kernel, timestep_embedding
 from lesson_02_improved_ddpm.ddim import SAMPLERS, ddim_sample
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
@@ -159,6 +159,23 @@ def test_timestep_embedding_tells_all_timesteps_apart():
 def test_heads_must_divide_the_channels():
     with pytest.raises(ValueError, match="heads of 48"):
         ClassUNet(ADMConfig(num_head_channels=48))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("places", [64, 300])
+def test_attention_is_a_softmax_in_each_of_its_ways(places, dtype):
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(2, 3, n, 16, dtype=dtype).requires_grad_() for n in (places, places + 8, places + 8)
+    )
+    assert suits_one_kernel(q) == (places == 300 and dtype == torch.float32)
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    answers = attend(q, k, v), F.scaled_dot_product_attention(*exact)
+    gradients = [torch.autograd.grad(a.square().sum(), x) for a, x in zip(answers, ((q, k, v), exact))]
+    bounds = {"rtol": 3e-2, "atol": 3e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(answers[0].double(), answers[1], **bounds)
+    for ours, wanted in zip(*gradients):
+        torch.testing.assert_close(ours.double(), wanted, **bounds)
 
 
 def test_text_attention_is_one_softmax_over_tokens_and_pixels():

@@ -1,5 +1,6 @@
 """The training loop: resuming, stopping, guarding, averaging, writing."""
 
+import copy
 import csv
 import os
 import signal
@@ -14,7 +15,7 @@ from torch import nn
 from common import runs
 from common.command import UserError
 from common.runs import Run, load_weights, read_json, read_metrics, saved_config, write_atomically
-from common.training import EMA, StopSignals, TrainConfig, learning_rate_factor, train
+from common.training import EMA, StopSignals, TrainConfig, Trainer, learning_rate_factor, train
 from tests.conftest import ROOT
 
 
@@ -80,6 +81,29 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
     assert_same(final_state(tmp_path / "whole" / "run"), final_state(cut))
     steps = [row["step"] for row in read_metrics(cut / "metrics.csv")]
     assert steps == list(range(1, 41))  # no row twice, none missing
+
+
+def test_moments_are_put_in_memory_as_the_weights_lie_that_they_belong_to():
+    """A run with channels last goes on where one without has stopped, and takes the same step."""
+
+    class Pictures(Line):
+        def batch(self, indices):
+            return torch.randn(len(indices), 2, 5, 5), torch.randn(len(indices), 1)
+
+    def trainer(order):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(27, 1)).to(memory_format=order)
+        return Trainer(network, squared, Pictures(), TrainConfig(device="cpu"), None, None, {}, None)
+
+    first, last = trainer(torch.contiguous_format), trainer(torch.channels_last)
+    first.train_step(0)
+    last.restore(copy.deepcopy(first.state()))
+    for one in (first, last):
+        one.train_step(0)
+    for a, b in zip(first.network.parameters(), last.network.parameters()):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    for weight, state in last.optimizer.state.items():
+        assert state["exp_avg"].stride() == weight.stride()
 
 
 SCRIPT = f"""
