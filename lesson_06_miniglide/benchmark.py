@@ -152,7 +152,9 @@ def ready(name, work, config, processes):
 def measure(work, config, best):
     """A row a batch size and contender, for one kind of work."""
     names, device = [*config.networks, *config.against], pick_device(config.device)
-    plain = replace(config, batch_size=1, compile=False, activation_checkpointing=False, fp32=True)
+    plain = replace(
+        config, batch_size=1, compile=False, cuda_graph=False, activation_checkpointing=False, fp32=True
+    )
     batches = [replace(config, batch_size=n) for n in config.batch_size]
     rows = []
     with ExitStack() as processes:

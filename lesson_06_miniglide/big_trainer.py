@@ -77,7 +77,7 @@ class BigTrainer(Trainer):
 
     def __init__(self, network, loss, data, config, run, validation, metadata, pictures, rank=0, world=1):
         if config.compile:
-            network = network.to(memory_format=torch.channels_last)
+            network = network.to(memory_format=torch.channels_last)  # as convolutions want it
         super().__init__(network, loss, data, config, run, validation, metadata, pictures)
         self.quiet, self.evaluated_at_once = rank > 0, config.batch_size
         self.rank, self.world = rank, world

@@ -86,6 +86,10 @@ def test_a_compiler_sees_the_way_by_channels():
     assert any("var_mean" in name for name in seen) and not any("group_norm" in name for name in seen)
 
 
+def test_shapes_without_numbers_pass():
+    assert GroupNorm(4, 8).to("meta")(torch.empty(2, 8, 4, 4, device="meta")).shape == (2, 8, 4, 4)
+
+
 @pytest.mark.parametrize("order", FORMATS)
 def test_scale_and_shift_there_and_back(order):
     _, x = example(order=order)
