@@ -139,9 +139,11 @@ def ready(name, work, config, processes):
     """
     device = pick_device(config.device)
     if device.type != "cuda":
-        network, step = two_steps(name, work, config)
         if name in config.against:
+            network = contender(name, config).network
             step = step_in_process(processes, MEMORY, work, name, config)
+        else:
+            network, step = two_steps(name, work, config)
         return network, step, peak_bytes(name, work, config)
     gc.collect()  # checkpointed networks before this one, which refer to themselves
     torch.cuda.reset_peak_memory_stats(device)
@@ -152,9 +154,7 @@ def ready(name, work, config, processes):
 def measure(work, config, best):
     """A row a batch size and contender, for one kind of work."""
     names, device = [*config.networks, *config.against], pick_device(config.device)
-    plain = replace(
-        config, batch_size=1, compile=False, cuda_graph=False, activation_checkpointing=False, fp32=True
-    )
+    plain = Config(config.networks, config.against, batch_size=1, fp32=True, device=config.device)
     batches = [replace(config, batch_size=n) for n in config.batch_size]
     rows = []
     with ExitStack() as processes:
