@@ -96,8 +96,12 @@ def is_fast_at_bf16(device):
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so perhaps absent
-    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
+    return device.type == "cpu" and (cpu_has("avx512_bf16") or cpu_has("amx_tile"))
+
+
+def cpu_has(instructions):
+    """As far as PyTorch says: the question is private there, so perhaps absent."""
+    return getattr(torch.cpu, f"_is_{instructions}_supported", bool)()
 
 
 def autocast(device):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from common.command import cpu_has
 from common.norm import GroupNorm
 from common.resample import double
 
@@ -89,9 +90,13 @@ def weigh(q, k, v):
 
 
 def suits_one_kernel(q):
-    """PyTorch's fused kernel is for GPUs. On a CPU plain products take half the time in bf16, and less for a
-    small table of weights."""
-    return q.device.type != "cpu" or (q.dtype != torch.bfloat16 and q.shape[-2] > FEW_PLACES)
+    """PyTorch's fused kernel is for GPUs. On a CPU plain products take half the time in bf16, unless it has
+    AMX and no gradient is asked for; and less for a small table of weights."""
+    if q.device.type != "cpu":
+        return True
+    if q.dtype == torch.bfloat16:
+        return cpu_has("amx_tile") and not q.requires_grad
+    return q.shape[-2] > FEW_PLACES
 
 
 class Attention(nn.Module):

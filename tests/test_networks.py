@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from common.captions import CAPTIONS
+from lesson_01_ddpm import unet
 from lesson_01_ddpm.diffusion import ddpm_sample, loss_at_random_t, loss_simple
 from lesson_01_ddpm.train_mnist import NETWORK as LESSON_1
 from lesson_01_ddpm.unet import UNet, attend, suits_one_kernel, timestep_embedding
@@ -176,6 +177,16 @@ def test_attention_is_a_softmax_in_each_of_its_ways(places, dtype):
     torch.testing.assert_close(answers[0].double(), answers[1], **bounds)
     for ours, wanted in zip(*gradients):
         torch.testing.assert_close(ours.double(), wanted, **bounds)
+    torch.testing.assert_close(attend(*(x.detach() for x in (q, k, v))).double(), answers[1], **bounds)
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_the_fused_kernel_is_for_the_way_forth_on_cpus_with_amx(amx, monkeypatch):
+    monkeypatch.setattr(unet, "cpu_has", lambda instructions: amx and instructions == "amx_tile")
+    q = torch.randn(1, 1, 300, 16, dtype=torch.bfloat16)
+    assert suits_one_kernel(q) == amx
+    assert not suits_one_kernel(q.requires_grad_())
+    assert suits_one_kernel(q.to("meta"))  # not a CPU
 
 
 def test_text_attention_is_one_softmax_over_tokens_and_pixels():
