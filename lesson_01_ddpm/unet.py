@@ -90,8 +90,8 @@ def weigh(q, k, v):
 
 
 def suits_one_kernel(q):
-    """PyTorch's fused kernel is for GPUs. On a CPU plain products take half the time in bf16, unless it has
-    AMX and no gradient is asked for; and less for a small table of weights."""
+    """PyTorch's fused kernel is for GPUs, and in bf16 for CPUs with AMX while no gradient is asked for. On a
+    CPU plain products take half the time in bf16 else, and less for a small table of weights."""
     if q.device.type != "cpu":
         return True
     if q.dtype == torch.bfloat16:
