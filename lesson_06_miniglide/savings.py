@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from common import norm, resample, training
-from common.command import cpu_has, is_fast_at_bf16, pick_device
+from common.command import is_fast_at_bf16, pick_device
 from common.memory import keep_freed_memory
 from lesson_01_ddpm import unet
 from lesson_06_miniglide import contenders
@@ -65,7 +65,8 @@ def changes(name, work, config):
     """Names of those that make a difference to that kind of work of that network, there."""
     device = pick_device(config.device)
     is_cpu, in_bf16 = device.type == "cpu", is_fast_at_bf16(device) and not config.fp32
-    in_products = is_cpu and in_bf16 and (work == "training" or not cpu_has("amx_tile"))
+    queries = torch.empty(1024, 1, dtype=torch.bfloat16 if in_bf16 else torch.float32, device=device)
+    in_products = not unet.suits_one_kernel(queries.requires_grad_(work == "training"))
     few_places = name not in ("report", "glide")
     are_idle = {
         "attention in one kernel": in_products or (is_cpu and few_places),  # plain as it is

@@ -241,7 +241,7 @@ def test_each_change_has_a_process_of_its_own():
 
 def test_changes_that_make_no_difference_are_not_timed(monkeypatch):
     monkeypatch.setattr(savings, "is_fast_at_bf16", lambda device: True)
-    monkeypatch.setattr(savings, "cpu_has", lambda instructions: False)
+    monkeypatch.setattr(unet, "cpu_has", lambda instructions: False)
     config = benchmark.Config(device="cpu")
 
     def names(name, work, config=config):
@@ -254,7 +254,7 @@ def test_changes_that_make_no_difference_are_not_timed(monkeypatch):
     assert names("lesson_05", "sampling") == {memory, channels, turned, bf16, text}
     assert names("report", "sampling") == {memory, plain, channels, turned, bf16, text}
     assert names("report", "training", replace(config, fp32=True)) == {memory, attention}
-    monkeypatch.setattr(savings, "cpu_has", lambda instructions: True)
+    monkeypatch.setattr(unet, "cpu_has", lambda instructions: True)
     assert names("report", "training") == {memory, plain, halving, bf16}
     assert names("report", "sampling") == {memory, attention, channels, turned, bf16, text}
 
