@@ -122,7 +122,8 @@ def check_sample(answer=sample):
 
     x_T = torch.randn(40, 1, 4, 4, generator=generator)
     samples = answer(diffusion, ideal, x_T, generator)
-    distance, nearest = torch.cdist(samples.flatten(1), pictures.flatten(1)).min(1)
+    # [40, 1, 16] - [3, 16]: cdist goes by products, and is off by more than the bound below on some CPUs
+    distance, nearest = (samples.flatten(1)[:, None] - pictures.flatten(1)).norm(dim=2).min(1)
     if distance.max() > 0.5:
         found = f"a sample is {distance.max():.2f} away from all three pictures"
         raise Wrong(f"{found}: does t run from T - 1 down to 0? Is the noise's factor a standard deviation?")
