@@ -39,12 +39,18 @@ def mnist_reference():
 
 
 def reference_of(digits, held_back=2000):
-    """The reference of a data set (common.data.Digits) itself; its last `held_back` images are the others."""
+    """The reference of a data set (common.data.Digits) itself; `held_back` images by chance are the others.
+
+    By chance, since drawn digits come in turns: every second one of them would be an even digit.
+    """
     features, probabilities = judge().read(digits.images)
-    seen, other = features[:-held_back].double(), features[-held_back:]
-    confidence = probabilities[-held_back:].amax(-1)
-    labels = digits.labels[-held_back:]
-    return Reference(digits.name, len(seen), seen.mean(0), seen.T.cov(), other, labels, confidence)
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    seen, other = features[order[:-held_back]].double(), order[-held_back:]
+    confidence = probabilities[other].amax(-1)
+    mean, covariance = seen.mean(0), seen.T.cov()
+    return Reference(
+        digits.name, len(seen), mean, covariance, features[other], digits.labels[other], confidence
+    )
 
 
 def reference_for(digits):

@@ -84,6 +84,12 @@ def test_the_floor_falls_with_n():
     assert fid(real_sample(reference, 5000), reference) < fid(real_sample(reference, 300), reference)
 
 
+def test_a_part_of_the_real_images_has_all_digits(reference):
+    """Drawn digits come in turns, so that every second one is even."""
+    half, whole = (fid(real_sample(reference, n), reference) for n in (500, 1000))
+    assert half < 3 * whole
+
+
 def test_diversity_of_real_is_one_and_of_copies_zero(digits, reference):
     features = judge().read(digits.images[:1000])[0]
     assert diversity(features, digits.labels[:1000], reference) == pytest.approx(1, abs=0.15)
