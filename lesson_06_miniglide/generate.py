@@ -39,7 +39,9 @@ class Generator:
     def load(cls, checkpoint, device="auto"):
         """checkpoint: a .safetensors file or a run's folder; None: the shipped weights. Raises UserError."""
         network, diffusion, facts = load_network(checkpoint, LESSON, rebuild)
-        return cls(network.to(pick_device(device)), diffusion, reader_of(facts), tuple(facts["prompts"]))
+        # autocast keeps what it has rounded, for all steps of a sample, only of weights that can be trained
+        network = network.to(pick_device(device)).requires_grad_(True)
+        return cls(network, diffusion, reader_of(facts), tuple(facts["prompts"]))
 
     @classmethod
     def load_base(cls, checkpoint, device="auto"):

@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from common import command
 from common.command import UserError, run_command
 from common.data import to_pixels
 from common.evaluation import fid_between, kid_between
@@ -211,6 +215,28 @@ def test_shipped_weights_draw_shapes_of_one_kind():
     right = shapes.share_right(to_pixels(samples), captions)
     by_chance = shapes.share_right(to_pixels(samples), captions[1:] + captions[:1])
     assert right >= 0.3 and by_chance <= 0.1
+
+
+class Rounded(TorchDispatchMode):
+    """Counts how often each tensor is rounded to bf16."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if "_to_copy" in str(operation) and kwargs.get("dtype") == torch.bfloat16:
+            self.times[args[0].data_ptr()] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def test_weights_are_rounded_once_a_sample_and_not_once_a_step(monkeypatch):
+    monkeypatch.setattr(command, "is_fast_at_bf16", lambda device: True)  # slow is good enough here
+    generator = Generator.load(None, "cpu")
+    with Rounded() as rounded:
+        generator.draw(["a red circle"], 3, Config(device="cpu"), steps=3)
+    layers = [m for m in generator.network.unet.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert {rounded.times[layer.weight.data_ptr()] for layer in layers} == {1}
 
 
 def test_tables_from_a_checkpoint(tmp_path):
