@@ -15,8 +15,8 @@ without and with checkpointing of activations.
 --roofline shows where the time of a training step goes, by kind of operation, and the least that each could
 take on this machine.
 
---savings times a step with each change undone that makes it faster, beside the step with all of them; each in
-a process of its own, all in memory at once.
+--savings times a step with each change undone that makes it faster, and with all of them undone, beside the
+step with all of them; each in a process of its own, two in memory at once.
 
 --data-dir, a folder of photos, also times how they are loaded, from the cache and decoded at each access, and
 says what share of a training step is spent on it.

@@ -59,6 +59,7 @@ UNDO = {
     "attention in plain products": with_all_large_attention_in_one_kernel,
 }
 EVERYTHING, BF16, TEXT = "-", "bf16", "text read once a prompt"
+PLAIN = "all of these, text still once"
 
 
 def changes(name, work, config):
@@ -78,16 +79,18 @@ def changes(name, work, config):
         BF16: not in_bf16,
         TEXT: work == "training" or name in ("lesson_01", "lesson_03"),
     }
-    return [change for change in (*UNDO, BF16, TEXT) if not are_idle.get(change)]
+    return [change for change in (*UNDO, BF16, TEXT, PLAIN) if not are_idle.get(change)]
 
 
 @cache
 def step_without(change, work, name, config):
     """() -> None: the step of a network, its change undone in all of this process."""
-    if change != MEMORY:
+    undone = UNDO if change == PLAIN else {change}
+    if MEMORY not in undone:
         keep_freed_memory()
-    UNDO.get(change, lambda: None)()
-    config = replace(config, fp32=config.fp32 or change == BF16)
+    for undo in UNDO.keys() & undone:
+        UNDO[undo]()
+    config = replace(config, fp32=config.fp32 or change in (BF16, PLAIN))
     who = contender(name, config)
     if change == TEXT:
         call, see = who.call, who.see
@@ -106,17 +109,24 @@ def savings(config):
 
 
 def savings_of(name, work, config):
-    steps = {}
+    device, rows, whole = pick_device(config.device), [], []
     with ExitStack() as processes:
-        for change in (EVERYTHING, *changes(name, work, config)):
-            steps[change] = step_in_process(processes, change, work, name, config)
-        seconds = take_turns(steps, config.rounds, pick_device(config.device))
+        everything = step_in_process(processes, EVERYTHING, work, name, config)
+        for change in changes(name, work, config):
+            with ExitStack() as process:
+                without = step_in_process(process, change, work, name, config)
+                seconds = take_turns({EVERYTHING: everything, change: without}, config.rounds, device)
+            whole += seconds[EVERYTHING]
+            rows.append(saving(change, seconds[change], seconds[EVERYTHING]))
     of_step = {"network": name, "work": work, "batch": config.batch_size}
-    for change, of_change in seconds.items():
-        slower = [a / b - 1 for a, b in zip(of_change, seconds[EVERYTHING])]  # round by round
-        low, median, high = np.quantile(slower, (0.25, 0.5, 0.75)).tolist()
-        row = of_step | {"without": change, "seconds": statistics.median(of_change)}
-        yield row | {"slower": median, "slower_from": low, "slower_to": high}  # half of the rounds between
+    return [of_step | row for row in (saving(EVERYTHING, whole, whole), *rows)]
+
+
+def saving(change, seconds, whole):
+    """A row: how much slower the step is without that change, round by round. whole: seconds with all."""
+    low, median, high = np.quantile([a / b - 1 for a, b in zip(seconds, whole)], (0.25, 0.5, 0.75)).tolist()
+    row = {"without": change, "seconds": statistics.median(seconds)}
+    return row | {"slower": median, "slower_from": low, "slower_to": high}  # half of the rounds between
 
 
 def step_in_process(processes, *what):

@@ -169,12 +169,14 @@ def test_peak_memory_is_that_of_a_step_in_the_middle_of_training(tmp_path):
 @pytest.fixture
 def every_kind_of_attention():
     """Undone for the rest of the process otherwise."""
+    savings.step_without.cache_clear()
     yield
     for enable in ("flash", "mem_efficient", "cudnn"):
         getattr(torch.backends.cuda, f"enable_{enable}_sdp")(True)
 
 
-def test_each_change_is_undone(monkeypatch, every_kind_of_attention):
+@pytest.mark.parametrize("undone", [tuple(savings.UNDO), (savings.PLAIN,)], ids=["one by one", "all"])
+def test_each_change_is_undone(undone, monkeypatch, every_kind_of_attention):
     read, kept, x = [], [], torch.zeros(3, 1, 8, 8)
     who = Contender(None, (1, 8, 8), lambda x_t, t, *text: text, lambda n: read.append(n) or ("text",))
 
@@ -205,16 +207,14 @@ def test_each_change_is_undone(monkeypatch, every_kind_of_attention):
     assert without("bf16")[1].fp32
     assert without("text read once a prompt")[0].call(x, 0) == ("text",) and read == [3]
     kept.clear()
-    without("memory that is freed is kept")
-    without("halving as a product")
-    without("attention in one kernel")
-    without("channels last")
-    without("small pictures turned for norms")
-    without("attention in plain products")
+    for change in undone:
+        slow, config = without(change)
+        assert slow.call(x, 0) == () and config.fp32 == (change == savings.PLAIN)
+    assert len(kept) == len(undone) - 1  # where memory is not what is undone
     last = torch.randn(1, 32, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     assert is_slow(last, 4) and not norm.is_slow(last, 4)
     assert unet.suits_one_kernel(torch.zeros(1, 1024, 8, dtype=torch.bfloat16))
-    assert len(kept) == 5 and not resample.is_slow(x)
+    assert not resample.is_slow(x)
     assert calls_of_attention() == 3  # two products and a softmax
     assert contenders.SAMPLING_FORMAT is torch.contiguous_format
 
@@ -248,15 +248,15 @@ def test_changes_that_make_no_difference_are_not_timed(monkeypatch):
         return set(savings.changes(name, work, config))
 
     memory, attention, halving, channels, turned, plain = savings.UNDO
-    bf16, text = savings.BF16, savings.TEXT
-    assert names("lesson_01", "training") == {memory, halving, bf16}
-    assert names("lesson_01", "sampling") == {memory, channels, turned, bf16}
-    assert names("lesson_05", "sampling") == {memory, channels, turned, bf16, text}
-    assert names("report", "sampling") == {memory, plain, channels, turned, bf16, text}
-    assert names("report", "training", replace(config, fp32=True)) == {memory, attention}
+    bf16, text, every = savings.BF16, savings.TEXT, savings.PLAIN
+    assert names("lesson_01", "training") == {memory, halving, bf16, every}
+    assert names("lesson_01", "sampling") == {memory, channels, turned, bf16, every}
+    assert names("lesson_05", "sampling") == {memory, channels, turned, bf16, text, every}
+    assert names("report", "sampling") == {memory, plain, channels, turned, bf16, text, every}
+    assert names("report", "training", replace(config, fp32=True)) == {memory, attention, every}
     monkeypatch.setattr(unet, "cpu_has", lambda instructions: True)
-    assert names("report", "training") == {memory, plain, halving, bf16}
-    assert names("report", "sampling") == {memory, attention, channels, turned, bf16, text}
+    assert names("report", "training") == {memory, plain, halving, bf16, every}
+    assert names("report", "sampling") == {memory, attention, channels, turned, bf16, text, every}
 
 
 def test_other_devices_are_waited_for(monkeypatch):
