@@ -91,7 +91,7 @@ def weigh(q, k, v):
 
 def suits_one_kernel(q):
     """PyTorch's fused kernel is for GPUs, and in bf16 for CPUs with AMX while no gradient is asked for. On a
-    CPU plain products take half the time in bf16 else, and less for a small table of weights."""
+    CPU plain products are faster in bf16 else (by up to a half), and for a small table of weights."""
     if q.device.type != "cpu":
         return True
     if q.dtype == torch.bfloat16:

@@ -27,6 +27,7 @@ and `call(network, x_t, t)`, its eps_hat. against_diffusers.py and against_denoi
 
 import gc
 import multiprocessing
+import os
 import statistics
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -235,6 +236,8 @@ def check(config):
 def main(config):
     check(config)
     torch._dynamo.config.recompile_limit = 100  # several networks of one class
+    # oneDNN keeps 1,024 of the kernels that it writes for a CPU; several networks need more, 100 to 300 each
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "10000")
     batches = [replace(config, batch_size=n) for n in config.batch_size]
     if config.growth:
         content = {"rows": growth()}
