@@ -85,14 +85,14 @@ def changes(name, work, config):
 @cache
 def step_without(change, work, name, config):
     """() -> None: the step of a network, its change undone in all of this process."""
-    undone = UNDO if change == PLAIN else {change}
+    undone = {*UNDO, BF16} if change == PLAIN else {change}
     if MEMORY not in undone:
         keep_freed_memory()
-    for undo in UNDO.keys() & undone:
-        UNDO[undo]()
-    config = replace(config, fp32=config.fp32 or change in (BF16, PLAIN))
+    for known in UNDO.keys() & undone:
+        UNDO[known]()
+    config = replace(config, fp32=config.fp32 or BF16 in undone)
     who = contender(name, config)
-    if change == TEXT:
+    if TEXT in undone:
         call, see = who.call, who.see
         who = who._replace(call=lambda x_t, t, *seen: call(x_t, t, *see(len(x_t))))
     return WORK[work](who, config)
