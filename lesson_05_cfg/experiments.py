@@ -5,7 +5,7 @@
     interval          guidance at some noise levels only
     samplers          ancestral, DDIM and DPM-Solver++ at 5 to 250 steps, against seconds
     drop_probability  captions dropped in training never, rarely, often
-    time_to_quality   how good after how many minutes: trainings of several lengths
+    time_to_quality   how good after how many minutes, t drawn in two ways: trainings of several lengths
     mistakes          the classic bugs, beside the right version
 
 Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
@@ -32,13 +32,14 @@ from lesson_04_text_conditioning.text_transformer import Text
 from lesson_04_text_conditioning.velocity import loss_velocity
 from lesson_05_cfg.dpm_solver import SAMPLERS, dpm_solver_sample
 from lesson_05_cfg.guidance import drop_captions, dynamic_threshold, guided, guided_between, loss_of_captions
+from lesson_05_cfg.timesteps import mostly_large, uniform
 
 LESSON = "lesson_05_cfg"
 SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
 STEPS = (5, 10, 15, 20, 25, 50, 100, 250)
 SHOWN_STEPS = 20  # of DPM-Solver++, where samples are compared
 INTERVALS = ((0, 999), (0, 499), (500, 999), (250, 749), (0, 749), (250, 999))
-BUDGETS = (250, 500, 1000, 2000, 4000)  # steps of training
+BUDGETS = (350, 700, 1400, 2800)  # steps of training
 BEST = 3  # the scale where nothing else is said
 
 
@@ -126,9 +127,10 @@ def samplers(config):
     experiment.save(curves(lines, "seconds a sample", f"FID of {config.num_samples} samples"))
 
 
-def loss_with(drop):
-    """train_mnist.py's loss. drop: (mask) -> mask of the captions that are left."""
-    return loss_of_captions(loss_velocity, new_diffusion(), drop)
+def loss_with(drop, draw_t=uniform):
+    """The loss of a training like that of the shipped weights. drop: (mask) -> mask of the captions that are
+    left. draw_t: as train_mnist.py has it, or as it was for these weights."""
+    return loss_of_captions(loss_velocity, new_diffusion(), drop, draw_t=draw_t)
 
 
 def drop_probability(config):
@@ -149,15 +151,21 @@ def drop_probability(config):
 def time_to_quality(config):
     """Each training is of its own, for the learning rate decays towards its end: half a long one is less than
     a short one. `minutes_of_training` are of this machine, with nothing else to do."""
-    experiment, line = Guided(config), []
-    loss = loss_with(partial(drop_captions, probability=0.1))
-    for steps in (budget for budget in BUDGETS if budget <= experiment.config.steps):
-        experiment.network = experiment.train(f"{steps} steps", experiment.new_network(), loss, steps=steps)
-        minutes = read_metrics(experiment.folder_of(f"{steps} steps") / "metrics.csv")[-1]["minutes"]
-        key = {"training_steps": steps, "minutes_of_training": minutes}
-        row = experiment.row(experiment.measure, at_scale(BEST), **key)
-        line.append((minutes, row["fid"]))
-    experiment.save(curves({f"s = {BEST}": line}, "minutes of training", "FID"))
+    experiment, lines = Guided(config), {}
+    drop = partial(drop_captions, probability=0.1)
+    ways = (mostly_large, BUDGETS), (uniform, BUDGETS[:-1])  # after a long training both are good
+    for draw_t, budgets in ways:
+        drawn = draw_t.__name__.replace("_", " ")
+        for steps in (budget for budget in budgets if budget <= experiment.config.steps):
+            name = f"{drawn}, {steps} steps"
+            loss, network = loss_with(drop, draw_t), experiment.new_network()
+            experiment.network = experiment.train(name, network, loss, steps=steps)
+            minutes = read_metrics(experiment.folder_of(name) / "metrics.csv")[-1]["minutes"]
+            key = {"timesteps": drawn, "training_steps": steps, "minutes_of_training": minutes}
+            row = experiment.row(experiment.measure, at_scale(BEST), **key)
+            for measure, value in (("FID", row["fid"]), ("% wrong", 100 * (1 - row["both_accuracy"]))):
+                lines.setdefault(f"{measure}, t {drawn}", []).append((minutes, value))
+    experiment.save(curves(lines, "minutes of training", ""))
 
 
 def drop_whole_batches(mask):

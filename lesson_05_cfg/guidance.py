@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from lesson_01_ddpm.diffusion import loss_at_random_t
+from lesson_05_cfg.timesteps import uniform
 
 
 def drop_captions(mask, probability):
@@ -22,17 +22,18 @@ def draw(diffusion, network, x_0):
     return x_0, {}
 
 
-def loss_of_captions(at_t, diffusion, drop, task=draw):
+def loss_of_captions(at_t, diffusion, drop, task=draw, draw_t=uniform):
     """(network, x_0, tokens, mask) -> [N]: the loss `at_t` at random t, with the captions that `drop` leaves.
 
     at_t: (diffusion, denoiser, x_0, t, noise) -> [N]. drop: mask -> mask. task: (diffusion, network, x_0) ->
-    what is to be drawn, and what the network sees of it, by name.
+    what is to be drawn, and what the network sees of it, by name. draw_t: (N, num_timesteps) -> t [N].
     """
 
     def loss(network, x_0, tokens, mask):
         x_0, seen = task(diffusion, network, x_0)
         text = network.encode_text(tokens, drop(mask))
-        return loss_at_random_t(at_t, diffusion, partial(network, text=text, **seen), x_0)
+        t = draw_t(len(x_0), diffusion.num_timesteps)
+        return at_t(diffusion, partial(network, text=text, **seen), x_0, t, torch.randn_like(x_0))
 
     return loss
 

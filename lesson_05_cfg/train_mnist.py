@@ -22,6 +22,7 @@ from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, To
 from lesson_04_text_conditioning.velocity import loss_velocity
 from lesson_05_cfg.dpm_solver import dpm_solver_sample
 from lesson_05_cfg.guidance import drop_captions, guided, loss_of_captions
+from lesson_05_cfg.timesteps import mostly_large
 
 SWEEP = (0, 1, 2, 3, 4, 7, 10, 20)
 SHOWN = 3  # the scale of the pictures along the way
@@ -49,7 +50,8 @@ def main(config):
     diffusion = new_diffusion()
 
     drop = partial(drop_captions, probability=config.drop_caption)
-    loss = loss_of_captions(loss_velocity, diffusion, drop)  # NEW: some learn without their caption
+    # NEW: some learn without their caption, and most where captions count
+    loss = loss_of_captions(loss_velocity, diffusion, drop, draw_t=mostly_large)
 
     def draw(network, prompts, scale):
         sampler = partial(dpm_solver_sample, diffusion.evenly(config.at_most(config.sample_steps)))
