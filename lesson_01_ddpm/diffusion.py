@@ -160,12 +160,18 @@ def loss_simple(diffusion, denoiser, x_0, t, noise):
     return squared_error(diffusion.ask(denoiser, diffusion.q_sample(x_0, t, noise), t), noise)
 
 
-def loss_at_random_t(loss, diffusion, denoiser, x_0):
+def uniform(n, num_timesteps):
+    """n timesteps, each drawn by itself, every one as likely as any other: int64 [n]."""
+    return torch.randint(num_timesteps, (n,))
+
+
+def loss_at_random_t(loss, diffusion, denoiser, x_0, draw_t=uniform):
     """What training minimises (algorithm 1): `loss` at a uniformly drawn t, with fresh noise: [N].
 
     t stays on the CPU, where the tables are: to ask a GPU for it would be to wait for all that it has to do.
+    draw_t: (n, num_timesteps) -> int64 [n]; lesson 5 draws t in another way.
     """
-    t = torch.randint(diffusion.num_timesteps, (len(x_0),))
+    t = draw_t(len(x_0), diffusion.num_timesteps)
     return loss(diffusion, denoiser, x_0, t, torch.randn_like(x_0))
 
 

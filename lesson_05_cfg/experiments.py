@@ -23,7 +23,7 @@ from common.experiments import ExperimentConfig, quality, run_experiment
 from common.pictures import curves
 from common.runs import read_metrics
 from common.sampling import load_network, sample_batches
-from lesson_01_ddpm.diffusion import clip
+from lesson_01_ddpm.diffusion import clip, uniform
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_04_text_conditioning import captioned_mnist
 from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, denoiser_of_prompts
@@ -32,7 +32,7 @@ from lesson_04_text_conditioning.text_transformer import Text
 from lesson_04_text_conditioning.velocity import loss_velocity
 from lesson_05_cfg.dpm_solver import SAMPLERS, dpm_solver_sample
 from lesson_05_cfg.guidance import drop_captions, dynamic_threshold, guided, guided_between, loss_of_captions
-from lesson_05_cfg.timesteps import mostly_large, uniform
+from lesson_05_cfg.timesteps import mostly_large
 
 LESSON = "lesson_05_cfg"
 SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
@@ -128,8 +128,10 @@ def samplers(config):
 
 
 def loss_with(drop, draw_t=uniform):
-    """The loss of a training like that of the shipped weights. drop: (mask) -> mask of the captions that are
-    left. draw_t: as train_mnist.py has it, or as it was for these weights."""
+    """The loss that the shipped weights were trained with; train_mnist.py draws t mostly large by now.
+
+    drop: (mask) -> mask of the captions that are left.
+    """
     return loss_of_captions(loss_velocity, new_diffusion(), drop, draw_t=draw_t)
 
 

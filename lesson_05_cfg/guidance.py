@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from lesson_05_cfg.timesteps import uniform
+from lesson_01_ddpm.diffusion import loss_at_random_t, uniform
 
 
 def drop_captions(mask, probability):
@@ -32,8 +32,7 @@ def loss_of_captions(at_t, diffusion, drop, task=draw, draw_t=uniform):
     def loss(network, x_0, tokens, mask):
         x_0, seen = task(diffusion, network, x_0)
         text = network.encode_text(tokens, drop(mask))
-        t = draw_t(len(x_0), diffusion.num_timesteps)
-        return at_t(diffusion, partial(network, text=text, **seen), x_0, t, torch.randn_like(x_0))
+        return loss_at_random_t(at_t, diffusion, partial(network, text=text, **seen), x_0, draw_t)
 
     return loss
 

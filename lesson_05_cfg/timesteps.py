@@ -1,11 +1,6 @@
-"""Which t to train on, when it need not be any t alike."""
+"""Which t to train on, when they need not all be alike."""
 
 import torch
-
-
-def uniform(n, num_timesteps):
-    """n timesteps, each drawn by itself, every one as likely as any other: int64 [n]."""
-    return torch.randint(num_timesteps, (n,))
 
 
 def mostly_large(n, num_timesteps):

@@ -2,9 +2,9 @@
 
 import torch
 
-from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas, loss_at_random_t
+from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas, loss_at_random_t, uniform
 from lesson_05_cfg.guidance import loss_of_captions
-from lesson_05_cfg.timesteps import mostly_large, uniform
+from lesson_05_cfg.timesteps import mostly_large
 
 T = 10
 DRAWS = {uniform: torch.full((T,), 1 / T), mostly_large: ((torch.arange(T + 1) / T) ** (5 / 3)).diff()}
