@@ -38,7 +38,7 @@ class Config(DigitsConfig):
     sample_steps: int = 15  # of DPM-Solver++ a sample
     num_eval: int = 1000  # samples measured at each guidance scale
 
-    default_minutes = 45.0  # for slow machines; where bf16 is fast two cores take 4,000 steps in eleven
+    default_minutes = 45.0  # for slow machines; where bf16 is fast two cores take 4,000 steps in 11 to 17
 
 
 def main(config):
