@@ -15,7 +15,7 @@ from torch import nn
 from common import runs
 from common.command import UserError
 from common.runs import Run, load_weights, read_json, read_metrics, saved_config, write_atomically
-from common.training import EMA, StopSignals, TrainConfig, Trainer, learning_rate_factor, train
+from common.training import EMA, OPTIMIZERS, StopSignals, TrainConfig, Trainer, learning_rate_factor, train
 from tests.conftest import ROOT
 
 
@@ -38,7 +38,7 @@ def run_line(tmp_path, loss=squared, **settings):
     config = TrainConfig(**{"out": str(tmp_path / "run"), "device": "cpu", "batch_size": 8, **settings})
     run = Run("lesson_test", config, "line")
     torch.manual_seed(config.seed)
-    network = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+    network = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.2), nn.Linear(16, 16), nn.Linear(16, 1))
     return run, train(network, loss, Line(), config, run, Line().batch(torch.arange(8)))
 
 
@@ -62,8 +62,10 @@ def assert_same(a, b):
         assert torch.equal(a, b) if torch.is_tensor(a) else a == b
 
 
-def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
-    run_line(tmp_path / "whole", steps=40, checkpoint_every=20)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, optimizer):
+    settings = {"steps": 40, "checkpoint_every": 20, "optimizer": optimizer}
+    run_line(tmp_path / "whole", **settings)
 
     def stop_at_20(network, x, y):
         if run_line.steps == 27:
@@ -73,11 +75,11 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
 
     run_line.steps = 0
     with pytest.raises(RuntimeError):
-        run_line(tmp_path / "cut", stop_at_20, steps=40, checkpoint_every=20)
+        run_line(tmp_path / "cut", stop_at_20, **settings)
     cut = tmp_path / "cut" / "run"
     resumed = saved_config(str(cut), TrainConfig)
     assert resumed.steps == 40 and resumed.resume is None
-    run_line(tmp_path / "cut", steps=40, checkpoint_every=20, resume=str(cut), out=None)
+    run_line(tmp_path / "cut", **settings, resume=str(cut), out=None)
     assert_same(final_state(tmp_path / "whole" / "run"), final_state(cut))
     steps = [row["step"] for row in read_metrics(cut / "metrics.csv")]
     assert steps == list(range(1, 41))  # no row twice, none missing
