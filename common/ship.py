@@ -59,6 +59,7 @@ HEADS = {
     "slower_to": "to",
     "peak_mb": "memory, MB",
     "waits_for_data": "waits for data",
+    "optimizer": "optimizer",
     "timesteps": "t",
     "training_steps": "steps",
     "minutes_of_training": "minutes of training",

@@ -57,7 +57,7 @@ def measure_prompts(network, tokenizer, config, reference, denoiser_for=captione
 class Captioned(Experiment):
     """An experiment on captioned digits, with the tokenizer of their captions."""
 
-    lesson = LESSON
+    lesson, settings = LESSON, SETTINGS  # of each training
 
     def __init__(self, config, **settings):
         super().__init__(self.lesson, config, **settings)
@@ -68,7 +68,7 @@ class Captioned(Experiment):
         torch.manual_seed(0)
         validation = TokenizedDigits(self.held_back, tokenizer).batch(torch.arange(self.validated))
         data = TokenizedDigits(self.digits, tokenizer), validation
-        return super().train(variant, network, loss, data=data, **(SETTINGS | settings))
+        return super().train(variant, network, loss, data=data, **(self.settings | settings))
 
     def new_network(self):
         torch.manual_seed(self.config.seed)

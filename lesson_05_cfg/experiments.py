@@ -5,7 +5,7 @@
     interval          guidance at some noise levels only
     samplers          ancestral, DDIM and DPM-Solver++ at 5 to 250 steps, against seconds
     drop_probability  captions dropped in training never, rarely, often
-    time_to_quality   how good after how many minutes, t drawn in two ways: trainings of several lengths
+    time_to_quality   how good after how many minutes, by Muon and AdamW, t drawn in two ways
     mistakes          the classic bugs, beside the right version
 
 Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
@@ -27,7 +27,7 @@ from lesson_01_ddpm.diffusion import clip, uniform
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_04_text_conditioning import captioned_mnist
 from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, denoiser_of_prompts
-from lesson_04_text_conditioning.experiments import Captioned
+from lesson_04_text_conditioning.experiments import SETTINGS, Captioned
 from lesson_04_text_conditioning.text_transformer import Text
 from lesson_04_text_conditioning.velocity import loss_velocity
 from lesson_05_cfg.dpm_solver import SAMPLERS, dpm_solver_sample
@@ -39,6 +39,8 @@ SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
 STEPS = (5, 10, 15, 20, 25, 50, 100, 250)
 SHOWN_STEPS = 20  # of DPM-Solver++, where samples are compared
 INTERVALS = ((0, 999), (0, 499), (500, 999), (250, 749), (0, 749), (250, 999))
+MUON = {"optimizer": "muon", "learning_rate": 4e-3}  # as in train_mnist.py
+ADAMW = {"optimizer": "adamw", "learning_rate": 1.5e-3}
 BUDGETS = (350, 700, 1400, 2800)  # steps of training
 SCALE = 3  # of guidance, where nothing else is said
 BEST = 2  # where FID is best
@@ -52,7 +54,7 @@ class Config(ExperimentConfig):
 class Guided(Captioned):
     """An experiment that draws with `network`, which was trained to be guided."""
 
-    lesson, network = LESSON, None
+    lesson, settings, network = LESSON, SETTINGS | MUON, None
 
     def draw(self, prompts, denoiser_for, steps=SHOWN_STEPS, sampler=dpm_solver_sample, **settings):
         sampler = partial(sampler, new_diffusion().evenly(steps), **settings)
@@ -136,12 +138,12 @@ def loss_with(drop, draw_t=mostly_large):
 def drop_probability(config):
     """Ho & Salimans 2022, section 4.2: 0.1 and 0.2 do equally well, 0.5 less.
 
-    At 0 guidance starts from an answer that was never trained. Here t is uniform.
+    At 0 guidance starts from an answer that was never trained. Here t is uniform, and the optimizer AdamW.
     """
     experiment, shown = Guided(config, steps=2000), {}
     for probability in (0.0, 0.1, 0.2, 0.5):
         loss = loss_with(partial(drop_captions, probability=probability), uniform)
-        experiment.network = experiment.train(f"p {probability}", experiment.new_network(), loss)
+        experiment.network = experiment.train(f"p {probability}", experiment.new_network(), loss, **ADAMW)
         for scale in (1, SCALE):
             experiment.row(experiment.measure, at_scale(scale), dropped=probability, scale=scale)
         shown[f"{probability:.0%} dropped"] = experiment.draw(PROMPTS, at_scale(SCALE))
@@ -153,18 +155,19 @@ def time_to_quality(config):
     a short one. `minutes_of_training` are of this machine, with nothing else to do."""
     experiment, lines = Guided(config), {}
     drop = partial(drop_captions, probability=0.1)
-    ways = (mostly_large, BUDGETS), (uniform, BUDGETS[:-1])  # after a long training both are good
-    for draw_t, budgets in ways:
-        drawn = draw_t.__name__.replace("_", " ")
+    shorter = BUDGETS[:-1]
+    ways = (MUON, mostly_large, shorter), (ADAMW, mostly_large, BUDGETS), (ADAMW, uniform, shorter)
+    for settings, draw_t, budgets in ways:
+        way = {"optimizer": settings["optimizer"], "timesteps": draw_t.__name__.replace("_", " ")}
         for steps in (budget for budget in budgets if budget <= experiment.config.steps):
-            name = f"{drawn}, {steps} steps"
+            name = f"{', '.join(way.values())}, {steps} steps"
             loss, network = loss_with(drop, draw_t), experiment.new_network()
-            experiment.network = experiment.train(name, network, loss, steps=steps)
+            experiment.network = experiment.train(name, network, loss, steps=steps, **settings)
             minutes = read_metrics(experiment.folder_of(name) / "metrics.csv")[-1]["minutes"]
-            key = {"timesteps": drawn, "training_steps": steps, "minutes_of_training": minutes}
+            key = way | {"training_steps": steps, "minutes_of_training": minutes}
             row = experiment.row(experiment.measure, at_scale(SCALE), **key)
             for measure, value in (("FID", row["fid"]), ("% wrong", 100 * (1 - row["both_accuracy"]))):
-                lines.setdefault(f"{measure}, t {drawn}", []).append((minutes, value))
+                lines.setdefault(f"{measure}, {', '.join(way.values())}", []).append((minutes, value))
     experiment.save(curves(lines, "minutes of training", ""))
 
 

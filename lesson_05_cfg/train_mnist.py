@@ -5,6 +5,7 @@ python lesson_05_cfg/train_mnist.py
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -33,12 +34,14 @@ class Config(DigitsConfig):
     """Lesson 5: a text-to-image model of coloured digits, trained so that it can be guided."""
 
     batch_size: int = 32  # images a step
-    learning_rate: float = 1.5e-3  # the highest; after a warm-up it decays along a cosine
+    learning_rate: float = 4e-3  # the highest; after a warm-up it decays along a cosine
+    optimizer: Literal["adamw", "muon"] = "muon"  # NEW: half as many steps will do; adamw wants 1.5e-3
     drop_caption: float = 0.1  # share of captions replaced by the empty one
     sample_steps: int = 15  # of DPM-Solver++ a sample
     num_eval: int = 1000  # samples measured at each guidance scale
 
-    default_minutes = 45.0  # for slow machines; where bf16 is fast two cores take 4,000 steps in 11 to 17
+    default_steps = 2000
+    default_minutes = 45.0  # for slow machines; where bf16 is fast two cores take 9
 
 
 def main(config):
