@@ -1,14 +1,15 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): AdamW, but each matrix takes a step that goes
 equally far in all directions.
 
-The gradient of a matrix is dominated by few directions, and so is what Adam makes of it. Muon averages the
-gradients, U S V^T, and steps along U V^T: what is rare is learned as fast as what is frequent.
+In the gradient of a matrix few directions outweigh all others, they find, and in what Adam makes of it, too.
+Muon averages the gradients, U S V^T, and steps along U V^T: what is rare is learned as fast as what is not.
 """
 
 import torch
 
 from common.command import autocast
 
+MOMENTUM = 0.95
 SMALLEST = 16  # rows and columns of what counts as a matrix
 
 
@@ -16,13 +17,12 @@ class Muon(torch.optim.AdamW):
     """groups: as AdamW takes them. In those that say `factor: 1`, weights of SMALLEST rows and columns or
     more are matrices (of a convolution a filter is a row); biases and what learns slowly are AdamW's.
 
-    The step's root mean square is that of AdamW, 0.2 (Liu et al. 2025, arXiv 2502.16982, section 2.2), so a
-    learning rate means the same for both.
+    The step's root mean square is about AdamW's, 0.2 (Liu et al. 2025, arXiv 2502.16982, section 2.2), so
+    learning rates are of the same order.
     """
 
-    def __init__(self, groups, momentum=0.95, **settings):
+    def __init__(self, groups, **settings):
         super().__init__([part for group in groups for part in apart(group)], **settings)
-        self.momentum = momentum
 
     @torch.no_grad()
     def step(self):
@@ -46,18 +46,16 @@ class Muon(torch.optim.AdamW):
         if not state:
             state |= {"step": torch.zeros(()), "average": torch.zeros_like(weight)}
         state["step"] += 1  # AdamW wants one when it is loaded
-        state["average"].lerp_(weight.grad, 1 - self.momentum)
-        return weight.grad.lerp(state["average"], self.momentum)
+        state["average"].lerp_(weight.grad, 1 - MOMENTUM)
+        return weight.grad.lerp(state["average"], MOMENTUM)
 
 
 def apart(group):
-    """The group's matrices, and the rest of it."""
-    params = group["params"]
-    matrices = [p for p in params if is_matrix(p)] if group["factor"] == 1 else []
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in params if id(p) not in chosen]
-    parts = {True: matrices, False: rest}
-    return [group | {"params": part, "orthogonal": is_one} for is_one, part in parts.items() if part]
+    """The group's matrices, and the rest of it, each as a group."""
+    for matrices in (True, False):
+        params = [p for p in group["params"] if (group["factor"] == 1 and is_matrix(p)) == matrices]
+        if params:
+            yield group | {"params": params, "orthogonal": matrices}
 
 
 def is_matrix(weight):
