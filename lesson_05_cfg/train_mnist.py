@@ -35,7 +35,7 @@ class Config(DigitsConfig):
 
     batch_size: int = 32  # images a step
     learning_rate: float = 4e-3  # the highest; after a warm-up it decays along a cosine
-    optimizer: Literal["adamw", "muon"] = "muon"  # NEW: half as many steps will do; adamw wants 1.5e-3
+    optimizer: Literal["adamw", "muon"] = "muon"  # with muon half as many steps will do; adamw wants 1.5e-3
     drop_caption: float = 0.1  # share of captions replaced by the empty one
     sample_steps: int = 15  # of DPM-Solver++ a sample
     num_eval: int = 1000  # samples measured at each guidance scale
