@@ -39,8 +39,8 @@ SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
 STEPS = (5, 10, 15, 20, 25, 50, 100, 250)
 SHOWN_STEPS = 20  # of DPM-Solver++, where samples are compared
 INTERVALS = ((0, 999), (0, 499), (500, 999), (250, 749), (0, 749), (250, 999))
-MUON = {"optimizer": "muon", "learning_rate": 4e-3}  # as in train_mnist.py
-ADAMW = {"optimizer": "adamw", "learning_rate": 1.5e-3}
+MUON = SETTINGS | {"optimizer": "muon", "learning_rate": 4e-3}  # as in train_mnist.py
+ADAMW = SETTINGS | {"optimizer": "adamw"}  # as in lesson 4
 BUDGETS = (350, 700, 1400, 2800)  # steps of training
 SCALE = 3  # of guidance, where nothing else is said
 BEST = 2  # where FID is best
@@ -54,7 +54,7 @@ class Config(ExperimentConfig):
 class Guided(Captioned):
     """An experiment that draws with `network`, which was trained to be guided."""
 
-    lesson, settings, network = LESSON, SETTINGS | MUON, None
+    lesson, settings, network = LESSON, MUON, None
 
     def draw(self, prompts, denoiser_for, steps=SHOWN_STEPS, sampler=dpm_solver_sample, **settings):
         sampler = partial(sampler, new_diffusion().evenly(steps), **settings)
