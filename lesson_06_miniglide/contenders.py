@@ -107,6 +107,7 @@ def training_step(contender, config):
     settings = train.Config(
         batch_size=n,
         learning_rate=1e-3,
+        optimizer="adamw",
         precision=precision(config),
         activation_checkpointing=config.activation_checkpointing and is_ours(network),
         compile=config.compile,

@@ -84,6 +84,7 @@ class Preset(NamedTuple):
     task: Callable = draw  # (diffusion, network, x_0) -> (x_0, what the network sees beside x_t)
     betas: Callable = cosine_betas
     sketching: int = 0  # steps in which the text learns to sketch first (sketch.py)
+    optimizer: str = "adamw"
 
     @property
     def velocity(self):
@@ -96,11 +97,11 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "tiny": Preset(TINY, TINY_TEXT, PatchSketchingUNet, 3e-3, 128, draw, noisier_cosine_betas, 5000),
+    "tiny": Preset(TINY, TINY_TEXT, PatchSketchingUNet, 6e-3, 128, draw, noisier_cosine_betas, 5000, "muon"),
     "tiny_small": Preset(SMALL, TINY_TEXT, SketchingUNet, 3e-3, 128, draw_small, sketching=5000),
     "tiny_upsampler": Preset(TINY, TINY_TEXT, UpsamplingUNet, 3e-3, 128, enlarge, linear_betas),
     "tiny_inpainting": Preset(
-        TINY, TINY_TEXT, InpaintingUNet, 1e-3, 128, inpaint, noisier_cosine_betas, 5000
+        TINY, TINY_TEXT, InpaintingUNet, 2e-3, 128, inpaint, noisier_cosine_betas, 5000, "muon"
     ),
     "report": Preset(replace(GLIDE, num_channels=96, num_head_channels=32), GLIDE_TEXT),
     "glide": Preset(GLIDE, GLIDE_TEXT),

@@ -16,7 +16,7 @@ from lesson_04_text_conditioning.velocity import loss_velocity_simple
 from lesson_05_cfg.guidance import drop_captions, loss_of_captions
 from lesson_06_miniglide.captioned_images import load_images
 from lesson_06_miniglide.presets import PRESETS, new_diffusion, new_network, settings_of
-from lesson_06_miniglide.train import Config, main
+from lesson_06_miniglide.train import Config, main, resolved
 from tests.conftest import ROOT
 from tests.test_lesson_06_data import picture, save
 
@@ -116,10 +116,9 @@ def test_help_names_the_flags_of_the_original(capsys):
 
 def test_the_optimiser_is_adamw():
     network = torch.nn.Linear(2, 2)
-    optimizer = Trainer(
-        network, None, None, Config(device="cpu", learning_rate=1e-3), None, None, {}, None
-    ).optimizer
-    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["weight_decay"] > 0
+    config = resolved(Config(preset="report", device="cpu"))
+    optimizer = Trainer(network, None, None, config, None, None, {}, None).optimizer
+    assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["weight_decay"] > 0
 
 
 def test_kernels_are_not_waited_for():

@@ -240,7 +240,8 @@ def test_each_process_draws_its_own_t_and_noise_and_draws_it_again():
 
 
 def test_the_logged_loss_is_the_mean_over_all_images():
-    config = Config(batch_size=2, grad_accum=3, learning_rate=0.0, device="cpu", precision="fp32")
+    settings = {"learning_rate": 0.0, "optimizer": "adamw", "device": "cpu", "precision": "fp32"}
+    config = Config(batch_size=2, grad_accum=3, **settings)
     trainer = BigTrainer(small_network(), at_given_t, Noised(), config, None, None, {}, None)
     row = trainer.train_step(0.0)
     with torch.no_grad():
@@ -357,14 +358,14 @@ def test_defaults_are_the_original_whatever_else_is_given():
 def test_a_preset_has_its_own_rate_and_batch():
     def of(**flags):
         config = resolved(Config(**flags))
-        return config.learning_rate, config.batch_size
+        return config.learning_rate, config.batch_size, config.optimizer
 
-    assert (of(), of(preset="glide")) == ((3e-3, 128), (1e-4, 32))
-    assert of(learning_rate=1e-3, batch_size=7) == (1e-3, 7)
+    assert (of(), of(preset="glide")) == ((6e-3, 128, "muon"), (1e-4, 32, "adamw"))
+    assert of(learning_rate=1e-3, batch_size=7, optimizer="adamw") == (1e-3, 7, "adamw")
 
 
 def run_small(tmp_path, **settings):
-    config = Config(out=str(tmp_path / "run"), device="cpu", batch_size=2, learning_rate=1e-3, **settings)
+    config = resolved(Config(out=str(tmp_path / "run"), device="cpu", batch_size=2, **settings))
     run = Run("lesson_06_miniglide", config, "x", keep=None)
     trainer = BigTrainer(small_network(), at_given_t, Noised(), config, run, None, {}, None)
     trainer.train()
@@ -419,7 +420,7 @@ def test_checkpoints_by_the_clock(tmp_path):
 
 def test_a_process_that_writes_nothing_knows_when_a_checkpoint_was(tmp_path):
     """Otherwise it would compute the validation loss after every step, and all others would wait for it."""
-    config = Config(device="cpu", learning_rate=1e-3, batch_size=2, checkpoint_time=600)
+    config = resolved(Config(device="cpu", batch_size=2, checkpoint_time=600))
     trainer = BigTrainer(small_network(), at_given_t, Noised(), config, None, None, {}, None, rank=1)
     due = []
     for trainer.minutes in (1, 9, 10, 11, 19, 20):

@@ -11,9 +11,8 @@ from tests.test_lesson_06_training import Noised, at_given_t, small_network
 
 
 def gradients(batch_size, grad_accum, rank=0, world=1):
-    config = Config(
-        batch_size=batch_size, grad_accum=grad_accum, learning_rate=0.0, device="cpu", precision="fp32"
-    )
+    settings = {"learning_rate": 0.0, "optimizer": "adamw", "device": "cpu", "precision": "fp32"}
+    config = Config(batch_size=batch_size, grad_accum=grad_accum, **settings)
     trainer = BigTrainer(small_network(), at_given_t, Noised(), config, None, None, {}, None, rank, world)
     trainer.train_step(0.0)
     return torch.cat([p.grad.flatten() for p in trainer.network.parameters()])
