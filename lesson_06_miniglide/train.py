@@ -69,7 +69,7 @@ class Config(TrainConfig):
     grad_accum: int = 1  # so many batches a step
     # the highest; default: of tiny 6e-3 (small and upsampler 3e-3, to inpaint 2e-3), of the others 1e-4
     learning_rate: float | None = None
-    optimizer: Literal["adamw", "muon"] | None = None  # default: of tiny and to inpaint muon, else adamw
+    optimizer: Literal["adamw", "muon"] | None = None  # default: muon for tiny and tiny_inpainting
     ema_decay: float = 0.999  # of the averaged weights, reached after a warm-up
     epochs: int | None = None  # train so many passes over the images
     drop_caption: float = 0.2  # share of captions replaced by the empty one, for guidance
