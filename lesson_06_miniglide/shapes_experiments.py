@@ -59,8 +59,8 @@ class Shapes(Experiment):
             learn_to_sketch(network.to(pick_device(self.config.device)), self.data, steps, self.config.seed)
         facts = {"network": asdict(settings), "text": asdict(text), "tokenizer": self.tokenizer.to_json()}
         facts["prompts"] = SHOWN
-        of_train = {name: getattr(PRESETS[preset], name) for name in ("learning_rate", "optimizer")}
-        of_train |= {"preset": preset, "drop_caption": drop, "batch_size": BATCH, "checkpoint_every": 500}
+        of_train = {"preset": preset, "learning_rate": PRESETS[preset].learning_rate, "drop_caption": drop}
+        of_train |= {"optimizer": PRESETS[preset].optimizer, "batch_size": BATCH, "checkpoint_every": 500}
         data = (self.data, self.validation)
         trained = self.train(name, network, loss, data=data, metadata=facts, kind=Config, **of_train)
         return Generator(trained, diffusion, self.tokenizer)
