@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from common.norm import GroupNorm, scale_and_shift
+from common.norm import GroupNorm
 from common.resample import double, halve
 from lesson_01_ddpm.unet import Downsample, UNet, UNetConfig, Upsample, attend, conv, zero
 
@@ -49,7 +49,7 @@ class ResBlock(nn.Module):
         emb = self.emb(F.silu(emb))[:, :, None, None]
         if self.scale_shift_norm:
             scale, shift = emb.chunk(2, 1)
-            h = scale_and_shift(self.norm_2(h), 1 + scale, shift)
+            h = self.norm_2(h, 1 + scale, shift)
         else:
             h = self.norm_2(h + emb)
         return self.skip(x) + self.conv_2(self.dropout(F.silu(h)))

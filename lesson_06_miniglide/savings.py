@@ -45,6 +45,10 @@ def with_norms_as_pictures_come():
     norm.is_slow = lambda x, groups: False
 
 
+def with_scales_after_norms():
+    norm.fits_in_one = lambda x: False
+
+
 def with_all_large_attention_in_one_kernel():
     unet.suits_one_kernel = lambda q: q.shape[-2] > unet.FEW_PLACES
 
@@ -56,6 +60,7 @@ UNDO = {
     "halving as a product": with_pictures_halved_from_place_to_place,
     "channels last": with_channels_first,
     "small pictures turned for norms": with_norms_as_pictures_come,
+    "AdaGN as one norm": with_scales_after_norms,
     "attention in plain products": with_all_large_attention_in_one_kernel,
 }
 EVERYTHING, BF16, TEXT = "-", "bf16", "text read once a prompt"
@@ -75,6 +80,7 @@ def changes(name, work, config):
         "halving as a product": not (is_cpu and in_bf16 and work == "training"),
         "channels last": work == "training",
         "small pictures turned for norms": not (is_cpu and in_bf16 and work == "sampling"),
+        "AdaGN as one norm": not (is_cpu and work == "training" and name != "lesson_01"),
         "attention in plain products": not in_products or few_places,
         BF16: not in_bf16,
         TEXT: work == "training" or name in ("lesson_01", "lesson_03"),

@@ -187,8 +187,9 @@ def test_each_change_is_undone(undone, monkeypatch, every_kind_of_attention):
     monkeypatch.setattr(savings, "contender", lambda name, config: who)
     monkeypatch.setitem(savings.WORK, "probe", probe)
     monkeypatch.setattr(resample, "is_slow", lambda x: True)
-    is_slow = norm.is_slow
+    is_slow, fits_in_one = norm.is_slow, norm.fits_in_one
     monkeypatch.setattr(norm, "is_slow", is_slow)  # put back what is undone here
+    monkeypatch.setattr(norm, "fits_in_one", fits_in_one)
     monkeypatch.setattr(unet, "suits_one_kernel", unet.suits_one_kernel)
     monkeypatch.setattr(contenders, "SAMPLING_FORMAT", torch.channels_last)
     for module in (savings, training):
@@ -214,7 +215,7 @@ def test_each_change_is_undone(undone, monkeypatch, every_kind_of_attention):
     last = torch.randn(1, 32, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     assert is_slow(last, 4) and not norm.is_slow(last, 4)
     assert unet.suits_one_kernel(torch.zeros(1, 1024, 8, dtype=torch.bfloat16))
-    assert not resample.is_slow(x)
+    assert not resample.is_slow(x) and fits_in_one(x) and not norm.fits_in_one(x)
     assert calls_of_attention() == 3  # two products and a softmax
     assert contenders.SAMPLING_FORMAT is torch.contiguous_format
 
@@ -247,15 +248,15 @@ def test_changes_that_make_no_difference_are_not_timed(monkeypatch):
     def names(name, work, config=config):
         return set(savings.changes(name, work, config))
 
-    memory, attention, halving, channels, turned, plain = savings.UNDO
+    memory, attention, halving, channels, turned, scales, plain = savings.UNDO
     bf16, text, every = savings.BF16, savings.TEXT, savings.PLAIN
     assert names("lesson_01", "training") == {memory, halving, bf16, every}
     assert names("lesson_01", "sampling") == {memory, channels, turned, bf16, every}
     assert names("lesson_05", "sampling") == {memory, channels, turned, bf16, text, every}
     assert names("report", "sampling") == {memory, plain, channels, turned, bf16, text, every}
-    assert names("report", "training", replace(config, fp32=True)) == {memory, attention, every}
+    assert names("report", "training", replace(config, fp32=True)) == {memory, attention, scales, every}
     monkeypatch.setattr(unet, "cpu_has", lambda instructions: True)
-    assert names("report", "training") == {memory, plain, halving, bf16, every}
+    assert names("report", "training") == {memory, plain, halving, scales, bf16, every}
     assert names("report", "sampling") == {memory, attention, channels, turned, bf16, text, every}
 
 

@@ -91,6 +91,43 @@ def test_shapes_without_numbers_pass():
 
 
 @pytest.mark.parametrize("order", FORMATS)
+def test_adagn_is_a_scaled_and_shifted_norm_there_and_back(order):
+    ours, x = example(order=order)
+    scale, shift = torch.randn(2, 3, 24, 1, 1).unbind()
+    asked = [ours.weight, ours.bias, x, scale.requires_grad_(), shift.requires_grad_()]
+    weights = torch.linspace(-1, 1, x.numel()).view(x.shape)
+
+    exact = [tensor.detach().double().requires_grad_() for tensor in asked]
+    weight, bias, *of_image = exact
+    wanted = of_image[1] * nn.functional.group_norm(of_image[0], 4, weight, bias) + of_image[2]
+    for answer in (ours(x, scale, shift), scale_and_shift(ours(x), scale, shift)):
+        assert answer.stride() == x.stride()
+        gradients = torch.autograd.grad((answer * weights).sum(), asked)
+        known = torch.autograd.grad((wanted * weights).sum(), exact, retain_graph=True)
+        torch.testing.assert_close(in_float64((answer, *gradients)), [wanted, *known], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", FORMATS)
+def test_adagn_in_bf16(order):
+    ours, x = example((2, 8, 16, 16), torch.bfloat16, order)
+    scale, shift = torch.randn(2, 2, 8, 1, 1, dtype=torch.bfloat16).unbind()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = ours(x, scale, shift)
+    assert answer.dtype == torch.bfloat16 and answer.stride() == x.stride()
+    wanted = scale.double() * theirs(ours, x)[0] + shift.double()
+    assert (answer.double() - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+def test_adagn_of_all_images_is_one_norm_where_the_channels_come_first(monkeypatch):
+    asked = []
+    monkeypatch.setattr(norm.F, "group_norm", lambda x, groups, *_: asked.append((x.shape, groups)) or x)
+    x, scale = torch.randn(2, 8, 6, 6), torch.randn(2, 8, 1, 1)
+    GroupNorm(4, 8)(x, scale, scale)
+    GroupNorm(4, 8)(x.to(memory_format=torch.channels_last), scale, scale)
+    assert asked == [((1, 16, 6, 6), 8), ((2, 8, 6, 6), 4)]
+
+
+@pytest.mark.parametrize("order", FORMATS)
 def test_scale_and_shift_there_and_back(order):
     _, x = example(order=order)
     scale, shift = torch.randn(2, 3, 24, 1, 1).requires_grad_()
