@@ -39,8 +39,7 @@ SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
 STEPS = (5, 10, 15, 20, 25, 50, 100, 250)
 SHOWN_STEPS = 20  # of DPM-Solver++, where samples are compared
 INTERVALS = ((0, 999), (0, 499), (500, 999), (250, 749), (0, 749), (250, 999))
-MUON = SETTINGS | {"optimizer": "muon", "learning_rate": 4e-3}  # as in train_mnist.py
-ADAMW = SETTINGS | {"optimizer": "adamw"}  # as in lesson 4
+ADAMW = SETTINGS | {"optimizer": "adamw", "learning_rate": 1.5e-3}
 BUDGETS = (350, 700, 1400, 2800)  # steps of training
 SCALE = 3  # of guidance, where nothing else is said
 BEST = 2  # where FID is best
@@ -54,7 +53,7 @@ class Config(ExperimentConfig):
 class Guided(Captioned):
     """An experiment that draws with `network`, which was trained to be guided."""
 
-    lesson, settings, network = LESSON, MUON, None
+    lesson, network = LESSON, None
 
     def draw(self, prompts, denoiser_for, steps=SHOWN_STEPS, sampler=dpm_solver_sample, **settings):
         sampler = partial(sampler, new_diffusion().evenly(steps), **settings)
@@ -156,7 +155,7 @@ def time_to_quality(config):
     experiment, lines = Guided(config), {}
     drop = partial(drop_captions, probability=0.1)
     shorter = BUDGETS[:-1]
-    ways = (MUON, mostly_large, shorter), (ADAMW, mostly_large, BUDGETS), (ADAMW, uniform, shorter)
+    ways = (SETTINGS, mostly_large, shorter), (ADAMW, mostly_large, BUDGETS), (ADAMW, uniform, shorter)
     for settings, draw_t, budgets in ways:
         way = {"optimizer": settings["optimizer"], "timesteps": draw_t.__name__.replace("_", " ")}
         for steps in (budget for budget in budgets if budget <= experiment.config.steps):
