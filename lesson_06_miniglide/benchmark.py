@@ -22,7 +22,8 @@ step with all of them; each in a process of its own, two in memory at once.
 says what share of a training step is spent on it.
 
 --against takes a .py file that stands for another implementation: with `new_network(image_shape)`, a module,
-and `call(network, x_t, t)`, its eps_hat. against_diffusers.py and against_denoising_diffusion.py are two.
+and `call(network, x_t, t)`, its eps_hat. against_diffusers.py, against_diffusers_text.py and
+against_denoising_diffusion.py are three.
 """
 
 import gc

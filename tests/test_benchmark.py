@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from common import command, norm, resample, training
 from common.command import UserError, run_command
 from common.flops import flop_counter
+from common.runs import ROOT
 from lesson_01_ddpm import unet
 from lesson_01_ddpm.unet import attend
 from lesson_06_miniglide import benchmark, contenders, rounding, savings
@@ -52,6 +53,19 @@ def test_a_table_with_another_implementation_beside_ours(tmp_path, capsys):
     for row in rows.values():
         assert row["images_a_second"] == pytest.approx(2 / row["seconds"]) and row["of_ceiling"] > 0
     assert content["at_best"]["float32"] > 0 and "against" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lesson_03", "lesson_05"])
+@pytest.mark.parametrize("library", ["diffusers", "denoising_diffusion"])
+def test_other_people_s_networks_cost_as_many_flops_as_ours(name, library):
+    pytest.importorskip(library.replace("denoising_diffusion", "denoising_diffusion_pytorch"))
+    text = "_text" if (name, library) == ("lesson_05", "diffusers") else ""
+    theirs = str(ROOT / "lesson_06_miniglide" / f"against_{library}{text}.py")
+    config = benchmark.Config((name,), (theirs,), batch_size=1, fp32=True, device="cpu")
+    for work in ("training", "sampling"):
+        ours = benchmark.flops_an_image(name, work, config)
+        flops = benchmark.flops_an_image(theirs, work, config)
+        assert flops == pytest.approx(ours, rel=0.1)
 
 
 def test_losses_in_bf16_are_those_in_fp32(monkeypatch, tmp_path):
