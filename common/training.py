@@ -64,6 +64,15 @@ class DigitsConfig(TrainConfig):
     data_dir: str | None = None  # the folder above MNIST/raw; default $LESSONS_DATA, else a download to data/
 
 
+@dataclass(frozen=True)
+class MuonConfig(DigitsConfig):
+    """Of lessons 3 to 5."""
+
+    batch_size: int = 32  # images a step
+    learning_rate: float = 4e-3  # the highest; after a warm-up it decays along a cosine
+    optimizer: Literal["adamw", "muon"] = "muon"  # with muon half as many steps will do; adamw wants 1.5e-3
+
+
 def learning_rate_factor(step, progress, warmup=100):
     """Linear warm-up by steps, cosine decay by the share of the budget used."""
     return min(1, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * progress))

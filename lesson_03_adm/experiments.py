@@ -9,19 +9,20 @@ Each writes results/NAME.json and NAME.png; interrupted, it goes on with the row
 
 import time
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from statistics import median
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.command import autocast, pick_device, run_command
+from common.command import run_command
 from common.evaluation import reference_for
 from common.experiments import Experiment, ExperimentConfig, quality, run_experiment
 from common.flops import flop_counter
 from common.pictures import curves
 from common.sampling import load_network, sample_batches
+from common.training import MuonConfig, Trainer
 from lesson_01_ddpm.diffusion import loss_at_random_t
 from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
 from lesson_02_improved_ddpm import train_mnist as lesson_2
@@ -82,25 +83,29 @@ def variants():
     return {"DDPM UNet": PLAIN} | alone | {"all": replace(PLAIN, **together)}
 
 
-def cost(settings, config, batch=64):
-    """Parameters, FLOPs of an evaluation of one image, and seconds of a training step (median)."""
-    device = pick_device(config.device)
-    network = new_network(settings, config).to(device)
-    x_0, label = torch.randn(batch, *IMAGE_SHAPE, device=device).clamp(-1, 1), balanced(batch).to(device)
-    with flop_counter() as counter, torch.no_grad():
-        network(x_0[:1], label[:1], label[:1])
-    seconds = []
+def seconds_a_step(digits, config):
+    """name -> seconds of a training step (median) of each variant; they take turns."""
+    train_config, trainers, seconds = MuonConfig(device=config.device), {}, {}
+    for name, settings in variants().items():
+        parts = new_network(settings, config), loss_of_classes, digits, train_config
+        trainers[name] = Trainer(*parts, None, None, {}, None)
     for _ in range(TIMED):
-        before = time.perf_counter()
-        with autocast(device):
-            loss = loss_of_classes(network, x_0, label).mean()
-        loss.backward()
-        loss.item()  # waits for a GPU
-        seconds.append(time.perf_counter() - before)
+        for name, trainer in trainers.items():
+            before = time.perf_counter()
+            trainer.train_step(0.0)
+            seconds.setdefault(name, []).append(time.perf_counter() - before)
+    return {name: median(of_steps) for name, of_steps in seconds.items()}
+
+
+def cost(name, seconds, config):
+    """Parameters, FLOPs of an evaluation of one image, and seconds of a training step."""
+    network, label = new_network(variants()[name], config), torch.zeros(1, dtype=torch.int64)
+    with flop_counter() as counter, torch.no_grad():
+        network(torch.zeros(1, *IMAGE_SHAPE), label, label)
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
         "megaflops": round(counter.get_total_flops() / 1e6, 1),
-        "seconds_a_step": median(seconds),
+        "seconds_a_step": seconds()[name],
     }
 
 
@@ -111,11 +116,13 @@ def ablation(config):
 
     def measure(name, settings, steps):
         network = new_network(settings, config)
-        network = experiment.train(f"{name}, {steps} steps", network, loss_of_classes, steps=steps)
+        variant = f"{name}, {steps} steps"
+        network = experiment.train(variant, network, loss_of_classes, kind=MuonConfig, steps=steps)
         shown.setdefault(name, draw(network, 20, config))
         return with_classes(draw(network, config.num_samples, config), reference)
 
-    costs = {name: experiment.row(cost, settings, config, cost=name) for name, settings in variants().items()}
+    seconds = cache(partial(seconds_a_step, experiment.digits, config))
+    costs = {name: experiment.row(cost, name, seconds, config, cost=name) for name in variants()}
     steps = experiment.config.steps
     cheapest = min(row["seconds_a_step"] for row in costs.values())
     for name, settings in variants().items():
@@ -192,7 +199,10 @@ def mistakes(config):
     def measure(network):
         return with_classes(draw(network, config.num_samples, config), reference)
 
-    trained = {n: experiment.train(n, network, loss_of_classes) for n, network in networks.items()}
+    trained = {
+        name: experiment.train(name, network, loss_of_classes, kind=MuonConfig)
+        for name, network in networks.items()
+    }
     for name, network in trained.items():
         experiment.row(measure, network, mistake=name)
     experiment.save_rows({name: draw(network, 20, config) for name, network in trained.items()})

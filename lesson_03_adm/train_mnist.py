@@ -14,7 +14,7 @@ from common.evaluation import reference_for, report
 from common.pictures import label_grid
 from common.runs import Run, as_config, saved_config
 from common.sampling import sample_batches
-from common.training import DigitsConfig, train
+from common.training import MuonConfig, train
 from lesson_01_ddpm.diffusion import loss_at_random_t
 from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
 from lesson_02_improved_ddpm.ddim import SAMPLERS
@@ -29,13 +29,13 @@ NETWORK = ADMConfig(
 
 
 @dataclass(frozen=True)
-class Config(DigitsConfig):
+class Config(MuonConfig):
     """Lesson 3: a diffusion model of handwritten digits that draws the digit asked for."""
 
     sample_steps: int = 100  # ancestral steps a sample
     num_eval: int = 500  # samples measured
 
-    default_minutes = 8.0
+    default_minutes = 45.0  # for slow machines
 
 
 def rebuild(facts):

@@ -22,6 +22,7 @@ from common.evaluation import reference_for
 from common.experiments import Experiment, ExperimentConfig, quality, run_experiment
 from common.pictures import label_grid, spread
 from common.sampling import load_network, sample_batches
+from common.training import MuonConfig
 from lesson_01_ddpm.diffusion import loss_at_random_t
 from lesson_02_improved_ddpm.ddim import SAMPLERS
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
@@ -35,7 +36,6 @@ from lesson_04_text_conditioning.velocity import VelocityUNet, loss_velocity
 
 LESSON = "lesson_04_text_conditioning"
 SHOWN_STEPS = 25  # of DDIM, where samples are compared
-SETTINGS = {"batch_size": 32, "learning_rate": 4e-3, "optimizer": "muon"}  # of train_mnist.py
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def measure_prompts(network, tokenizer, config, reference, denoiser_for=captione
 class Captioned(Experiment):
     """An experiment on captioned digits, with the tokenizer of their captions."""
 
-    lesson, settings = LESSON, SETTINGS  # of each training
+    lesson, kind = LESSON, MuonConfig  # of the settings of each training
 
     def __init__(self, config, **settings):
         super().__init__(self.lesson, config, **settings)
@@ -68,7 +68,7 @@ class Captioned(Experiment):
         torch.manual_seed(0)
         validation = TokenizedDigits(self.held_back, tokenizer).batch(torch.arange(self.validated))
         data = TokenizedDigits(self.digits, tokenizer), validation
-        return super().train(variant, network, loss, data=data, **(self.settings | settings))
+        return super().train(variant, network, loss, data=data, kind=self.kind, **settings)
 
     def new_network(self):
         torch.manual_seed(self.config.seed)

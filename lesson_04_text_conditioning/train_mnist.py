@@ -5,7 +5,6 @@ python lesson_04_text_conditioning/train_mnist.py
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 
@@ -16,7 +15,7 @@ from common.evaluation import reference_for, report
 from common.pictures import label_grid
 from common.runs import Run, saved_config
 from common.sampling import sample_batches
-from common.training import DigitsConfig, train
+from common.training import MuonConfig, train
 from lesson_01_ddpm.diffusion import loss_at_random_t
 from lesson_02_improved_ddpm.ddim import SAMPLERS
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
@@ -26,12 +25,9 @@ from lesson_04_text_conditioning.velocity import loss_velocity
 
 
 @dataclass(frozen=True)
-class Config(DigitsConfig):
+class Config(MuonConfig):
     """Lesson 4: a text-to-image model of coloured digits."""
 
-    batch_size: int = 32  # images a step
-    learning_rate: float = 4e-3  # the highest; after a warm-up it decays along a cosine
-    optimizer: Literal["adamw", "muon"] = "muon"  # with muon half as many steps will do; adamw wants 1.5e-3
     sample_steps: int = 100  # ancestral steps a sample
     num_eval: int = 500  # samples measured
 

@@ -5,7 +5,6 @@ python lesson_05_cfg/train_mnist.py
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 
@@ -16,7 +15,7 @@ from common.evaluation import evaluate, in_words, reference_for
 from common.pictures import label_grid
 from common.runs import Run, saved_config
 from common.sampling import sample_batches
-from common.training import DigitsConfig, train
+from common.training import MuonConfig, train
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_04_text_conditioning import captioned_mnist
 from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, TokenizedDigits
@@ -30,12 +29,9 @@ SHOWN = 3  # the scale of the pictures along the way
 
 
 @dataclass(frozen=True)
-class Config(DigitsConfig):
+class Config(MuonConfig):
     """Lesson 5: a text-to-image model of coloured digits, trained so that it can be guided."""
 
-    batch_size: int = 32  # images a step
-    learning_rate: float = 4e-3  # the highest; after a warm-up it decays along a cosine
-    optimizer: Literal["adamw", "muon"] = "muon"  # with muon half as many steps will do; adamw wants 1.5e-3
     drop_caption: float = 0.1  # share of captions replaced by the empty one
     sample_steps: int = 15  # of DPM-Solver++ a sample
     num_eval: int = 1000  # samples measured at each guidance scale

@@ -13,6 +13,7 @@ from common.experiments import quality
 from common.pictures import curves
 from common.runs import load_weights, shipped_weights
 from common.sampling import load_network, sample_batches
+from common.training import TrainConfig
 from lesson_02_improved_ddpm.ddim import SAMPLERS
 from lesson_03_adm.adm_unet import ADMConfig
 from lesson_03_adm.classifier_guidance import guide_mean
@@ -36,7 +37,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 
 class Digits(Captioned):
-    lesson = LESSON
+    lesson, kind = LESSON, TrainConfig
 
 
 # -- the networks --------------------------------------------------------------------------------------------
@@ -50,6 +51,7 @@ def new_clip(tokenizer, kind=NoisyCLIP):
 def trained_clip(experiment, diffusion, name="clip", kind=NoisyCLIP, slow=NoisyCLIP.slow, **settings):
     """The CLIP of captioned digits, which `retrieval` and `clip_guidance` share; or one with other rates.
     settings: as `experiment.train` takes them."""
+    settings = {"batch_size": 32, "learning_rate": 1.5e-3} | settings
     torch.manual_seed(experiment.config.seed)
     clip = new_clip(experiment.tokenizer, kind)
     clip.slow = slow
@@ -58,8 +60,8 @@ def trained_clip(experiment, diffusion, name="clip", kind=NoisyCLIP, slow=NoisyC
 
 def trained_clip_of_shapes(experiment, diffusion):
     """That of drawn shapes, for both experiments on these."""
-    settings = {"data": (experiment.data, experiment.validation), "batch_size": 64, "learning_rate": 1.5e-3}
-    return trained_clip(experiment, diffusion, kind=PatchCLIP, **settings)
+    data = experiment.data, experiment.validation
+    return trained_clip(experiment, diffusion, kind=PatchCLIP, data=data, batch_size=64)
 
 
 def shipped_clip(tokenizer, name="clip", kind=NoisyCLIP):

@@ -18,6 +18,14 @@ MODULES = [importlib.import_module(f"{lesson}.experiments") for lesson in LESSON
 PARTS = ("shapes", "editing", "clip")  # of lesson 6's experiments, each in a file of its own
 FILES = MODULES + [importlib.import_module(f"lesson_06_miniglide.{part}_experiments") for part in PARTS]
 ALL = [(module, name) for module in MODULES for name in module.EXPERIMENTS]
+OPTIMIZERS = {  # with which their tables in results/ were made
+    "ablation": {"muon"},
+    "classifier_guidance": {"adamw"},
+    "readers": {"muon"},
+    "time_to_quality": {"adamw", "muon"},
+    "retrieval": {"adamw"},
+    "retrieval_of_shapes": {"adamw"},
+}
 SMALL = ["--dataset", "drawn", "--num-samples", "2", "--steps", "2", "--device", "cpu"]
 
 
@@ -63,6 +71,9 @@ def test_an_experiment_writes_rows_and_a_picture(module, name, tmp_path, monkeyp
     assert content["settings"]["num_samples"] == 2 and content["machine"]["torch"] and content["rows"]
     assert all("minutes" in row for row in content["rows"])
     assert Image.open(tmp_path / f"{name}.png").size[0] > 100
+    trainings = [json.loads(path.read_text()) for path in tmp_path.glob("runs/**/config.json")]
+    if name in OPTIMIZERS:
+        assert {training["config"]["optimizer"] for training in trainings} == OPTIMIZERS[name]
 
 
 def test_rows_that_are_there_are_not_measured_again(tmp_path):
