@@ -114,11 +114,7 @@ def ablation(config):
     experiment = Experiment(LESSON, config, steps=1200)
     reference, shown = reference_for(experiment.digits), {}
 
-    def measure(name, settings, steps):
-        network = new_network(settings, config)
-        variant = f"{name}, {steps} steps"
-        network = experiment.train(variant, network, loss_of_classes, kind=MuonConfig, steps=steps)
-        shown.setdefault(name, draw(network, 20, config))
+    def measure(network):
         return with_classes(draw(network, config.num_samples, config), reference)
 
     seconds = cache(partial(seconds_a_step, experiment.digits, config))
@@ -126,11 +122,13 @@ def ablation(config):
     steps = experiment.config.steps
     cheapest = min(row["seconds_a_step"] for row in costs.values())
     for name, settings in variants().items():
-        experiment.row(measure, name, settings, steps, network=name, at="equal steps", steps=steps)
         fewer = round(steps * cheapest / costs[name]["seconds_a_step"])
-        experiment.row(measure, name, settings, fewer, network=name, at="equal time", steps=fewer)
-    if len(shown) == len(costs):  # else the picture is there already
-        experiment.save_rows(shown)
+        for at, n in {"equal time": fewer, "equal steps": steps}.items():
+            network, variant = new_network(settings, config), f"{name}, {n} steps"
+            network = experiment.train(variant, network, loss_of_classes, kind=MuonConfig, steps=n)
+            experiment.row(measure, network, network=name, at=at, steps=n)
+        shown[name] = draw(network, 20, config)
+    experiment.save_rows(shown)
 
 
 def loss_clean(classifier, x_0, label):
