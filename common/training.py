@@ -70,7 +70,7 @@ class MuonConfig(DigitsConfig):
 
     batch_size: int = 32  # images a step
     learning_rate: float = 4e-3  # the highest; after a warm-up it decays along a cosine
-    optimizer: Literal["adamw", "muon"] = "muon"  # with muon half as many steps will do; adamw wants 1.5e-3
+    optimizer: Literal["adamw", "muon"] = "muon"  # with muon half as many images will do; adamw wants 1.5e-3
 
 
 def learning_rate_factor(step, progress, warmup=100):
