@@ -7,7 +7,6 @@
 Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
 """
 
-import time
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from statistics import median
@@ -16,13 +15,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.command import run_command
+from common.command import pick_device, run_command
 from common.evaluation import reference_for
 from common.experiments import Experiment, ExperimentConfig, quality, run_experiment
 from common.flops import flop_counter
 from common.pictures import curves
 from common.sampling import load_network, sample_batches
 from common.training import MuonConfig, Trainer
+from common.turns import take_turns
 from lesson_01_ddpm.diffusion import loss_at_random_t
 from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
 from lesson_02_improved_ddpm import train_mnist as lesson_2
@@ -85,16 +85,12 @@ def variants():
 
 def seconds_a_step(digits, config):
     """name -> seconds of a training step (median) of each variant; they take turns."""
-    train_config, trainers, seconds = MuonConfig(device=config.device), {}, {}
+    train_config, steps = MuonConfig(device=config.device), {}
     for name, settings in variants().items():
         parts = new_network(settings, config), loss_of_classes, digits, train_config
-        trainers[name] = Trainer(*parts, None, None, {}, None)
-    for _ in range(TIMED):
-        for name, trainer in trainers.items():
-            before = time.perf_counter()
-            trainer.train_step(0.0)
-            seconds.setdefault(name, []).append(time.perf_counter() - before)
-    return {name: median(of_steps) for name, of_steps in seconds.items()}
+        steps[name] = partial(Trainer(*parts, None, None, {}, None).train_step, 0.0)
+    timed = take_turns(steps, TIMED, pick_device(config.device))
+    return {name: median(seconds) for name, seconds in timed.items()}
 
 
 def cost(name, seconds, config):

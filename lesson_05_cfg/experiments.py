@@ -23,6 +23,7 @@ from common.experiments import ExperimentConfig, quality, run_experiment
 from common.pictures import curves
 from common.runs import read_metrics
 from common.sampling import load_network, sample_batches
+from common.training import MuonConfig
 from lesson_01_ddpm.diffusion import clip, uniform
 from lesson_02_improved_ddpm.train_mnist import new_diffusion
 from lesson_04_text_conditioning import captioned_mnist
@@ -39,7 +40,7 @@ SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
 STEPS = (5, 10, 15, 20, 25, 50, 100, 250)
 SHOWN_STEPS = 20  # of DPM-Solver++, where samples are compared
 INTERVALS = ((0, 999), (0, 499), (500, 999), (250, 749), (0, 749), (250, 999))
-RATES = {"muon": 4e-3, "adamw": 1.5e-3}  # of learning
+RATES = {"muon": MuonConfig.learning_rate, "adamw": 1.5e-3}  # of learning
 BUDGETS = (350, 700, 1400, 2800)  # steps of training
 SCALE = 3  # of guidance, where nothing else is said
 BEST = 2  # where FID is best

@@ -43,6 +43,7 @@ from common.command import UserError, as_flag, check_choice, is_fast_at_bf16, pi
 from common.experiments import as_table
 from common.flops import flop_counter
 from common.runs import describe_machine, make_folder, write_json
+from common.turns import take_turns
 from lesson_06_miniglide.big_trainer import autocast_to
 from lesson_06_miniglide.contenders import IMAGE_SHAPES, WORK, adapter_of, contender, precision
 from lesson_06_miniglide.data_speed import data_rates
@@ -50,7 +51,6 @@ from lesson_06_miniglide.growth import growth
 from lesson_06_miniglide.roofline import roofline
 from lesson_06_miniglide.rounding import compare_losses
 from lesson_06_miniglide.savings import MEMORY, savings, step_in_process
-from lesson_06_miniglide.turns import take_turns
 
 STATUS = Path("/proc/self/status")
 MODES = ("growth", "rounding", "roofline", "savings")  # what is done in place of the table of times

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from common.command import pick_device
 from common.flops import flops_of
+from common.turns import wait
 from lesson_06_miniglide.contenders import contender, training_step
-from lesson_06_miniglide.turns import wait
 
 # kind -> what the names of its operations contain; the first that fits counts
 KINDS = {

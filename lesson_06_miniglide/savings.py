@@ -16,10 +16,10 @@ import torch
 from common import norm, resample, training
 from common.command import is_fast_at_bf16, pick_device
 from common.memory import keep_freed_memory
+from common.turns import take_turns, wait
 from lesson_01_ddpm import unet
 from lesson_06_miniglide import contenders
 from lesson_06_miniglide.contenders import WORK, contender
-from lesson_06_miniglide.turns import take_turns, wait
 
 
 def with_memory_given_back():

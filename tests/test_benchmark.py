@@ -12,6 +12,7 @@ from common import command, norm, resample, training
 from common.command import UserError, run_command
 from common.flops import flop_counter
 from common.runs import ROOT
+from common.turns import wait
 from lesson_01_ddpm import unet
 from lesson_01_ddpm.unet import attend
 from lesson_06_miniglide import benchmark, contenders, rounding, savings
@@ -19,7 +20,6 @@ from lesson_06_miniglide.contenders import Contender
 from lesson_06_miniglide.data_speed import data_rates
 from lesson_06_miniglide.growth import Alive, TrainingMemory, cost, counted_peak, network_for
 from lesson_06_miniglide.roofline import Accounts, kind_of
-from lesson_06_miniglide.turns import wait
 
 ADAPTER = """
 from torch import nn
