@@ -30,7 +30,7 @@ from common.training import TrainConfig, train
 @dataclass(frozen=True)
 class ExperimentConfig:
     name: tyro.conf.Positional[str]  # which of the experiments above
-    steps: int | None = None  # each variant is trained; default 4000 (10 minutes); some 2000 or 1000
+    steps: int | None = None  # each variant is trained; default 4000 (10 minutes); some 1000 to 2000
     num_samples: int = 2000  # measured a row, up to 100 steps a sample; half as many above
     dataset: str = "auto"  # auto (MNIST if it can be had, else drawn digits), mnist or drawn
     data_dir: str | None = None  # the folder above MNIST/raw
