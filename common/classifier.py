@@ -48,8 +48,8 @@ class Classifier(nn.Module):
     def read(self, images, batch_size=1000):
         """Features [N, 64] and class probabilities [N, 10] of images, on the CPU in float32."""
         device = self.head[2].weight.device
-        features = torch.cat([self.body(x.to(device)).cpu() for x in images.split(batch_size)])
-        return features, self.head.cpu()(features).softmax(-1)
+        features = torch.cat([self.body(x.to(device)) for x in images.split(batch_size)])
+        return features.cpu(), self.head(features).softmax(-1).cpu()
 
 
 @cache

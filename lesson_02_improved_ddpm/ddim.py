@@ -69,7 +69,8 @@ def slerp(a, b, share):
     a, b: one noise image each, [C, H, W]. share: float [S]. Returns [S, C, H, W] (Shoemake 1985).
     """
     cosine = (a * b).sum() / (a.norm() * b.norm())
-    angle, share = cosine.clamp(-1, 1).acos(), share.view(-1, 1, 1, 1)
+    angle = cosine.clamp(-1, 1).acos().clamp(min=1e-3)  # of a and a it is 0
+    share = share.to(a).view(-1, 1, 1, 1)
     return (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()
 
 

@@ -22,12 +22,11 @@ from common.sampling import load_network, sample_batches
 from lesson_01_ddpm import diffusion as ddpm
 from lesson_01_ddpm import train_mnist as lesson_1
 from lesson_01_ddpm.unet import UNet
-from lesson_02_improved_ddpm.ddim import ddim_sample
+from lesson_02_improved_ddpm.ddim import SAMPLERS, ddim_sample
 from lesson_02_improved_ddpm.importance_sampling import ImportanceSampled
 from lesson_02_improved_ddpm.train_mnist import LOSSES, NETWORK, SCHEDULES, new_diffusion, new_loss, rebuild
 from lesson_02_improved_ddpm.variational_bound import (
     bits_per_dim,
-    learned_or_small,
     learned_range,
     loss_hybrid,
     loss_vlb,
@@ -39,7 +38,6 @@ SHOWN_STEPS = 100  # of the samples that are compared
 STEPS = (5, 10, 25, 50, 100, 250)
 BATCHES = 50  # whose gradients are compared
 HISTORY = 10  # losses at each t that importance sampling remembers
-ANCESTRAL = partial(ddpm.ddpm_sample, log_variance=learned_or_small)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Config(ExperimentConfig):
     __doc__ = __doc__
 
 
-def draw(denoiser, process, n, config, sampler=ANCESTRAL):
+def draw(denoiser, process, n, config, sampler=SAMPLERS["ddpm"]):
     sampler = partial(sampler, process)
     return sample_batches(sampler, lambda indices: denoiser, lesson_1.IMAGE_SHAPE, n, config)
 
@@ -87,7 +85,7 @@ def objectives(config):
 
 def few_steps(config):
     """Nichol & Dhariwal 2021, figure 8: learned variance holds at few steps, and below 50 DDIM is better."""
-    network, diffusion, _ = load_network(None, LESSON, rebuild)
+    network, diffusion, _ = load_network(None, LESSON, rebuild, config.device)
     experiment = Experiment(LESSON, config, weights_of=LESSON)
     reference = reference_for(experiment.digits)
     samplers = {
@@ -111,7 +109,7 @@ def few_steps(config):
 
 def lesson_1_bits(config):
     """Ho et al. 2020 sample well with either variance; as a code one of them is better."""
-    network, diffusion, _ = load_network(None, "lesson_01_ddpm", lesson_1.rebuild)
+    network, diffusion, _ = load_network(None, "lesson_01_ddpm", lesson_1.rebuild, config.device)
     experiment = Experiment(LESSON, config, weights_of="lesson_01_ddpm")
     bits = {}
     for variance in (ddpm.fixed_small, ddpm.fixed_large):
@@ -123,7 +121,7 @@ def lesson_1_bits(config):
 
 def gradient_noise(config):
     """Nichol & Dhariwal 2021, section 3.3: importance sampling of t makes L_vlb's gradient less noisy."""
-    network, diffusion, _ = load_network(None, LESSON, rebuild)
+    network, diffusion, _ = load_network(None, LESSON, rebuild, config.device)
     experiment = Experiment(LESSON, config, weights_of=LESSON)
     digits = experiment.digits
     network.requires_grad_(True)

@@ -68,12 +68,11 @@ def vb_terms_bits(diffusion, output, x_0, x_t, t, log_variance=learned_range, bo
 
 def prior_bits(diffusion, x_0):
     """KL(q(x_T | x_0) || N(0, I)), in bits per dimension: [N]. Training cannot change it, schedules can."""
-
     alpha_bar = diffusion.alpha_bar[-1]
-    mean = alpha_bar.sqrt() * x_0.double()
+    mean = alpha_bar.sqrt() * x_0.double().cpu()  # in float64, which not every GPU has
     log_variance = (1 - alpha_bar).log().expand_as(mean)
     kl = normal_kl_bits(mean, log_variance, torch.zeros_like(mean), torch.zeros_like(mean))
-    return kl.flatten(1).mean(1).float()
+    return kl.flatten(1).mean(1).float().to(x_0.device)
 
 
 def loss_vlb(diffusion, denoiser, x_0, t, noise):
@@ -150,7 +149,6 @@ def bits_per_dim(diffusion, denoiser, batches, draws=1, generator=None, log_vari
             output = diffusion.ask(denoiser, x_t, t)
             term = vb_terms_bits(diffusion, output, x_0, x_t, t, log_variance, clip)
             total = total + term / (draws * p[t].float().to(x_0.device))
-
         values.append(total.cpu())
     values = torch.cat(values).double()
     return Estimate(values.mean().item(), (values.std() / len(values) ** 0.5).item())

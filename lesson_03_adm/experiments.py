@@ -118,7 +118,7 @@ def ablation(config):
     steps = experiment.config.steps
     cheapest = min(row["seconds_a_step"] for row in costs.values())
     for name, settings in variants().items():
-        fewer = round(steps * cheapest / costs[name]["seconds_a_step"])
+        fewer = max(1, round(steps * cheapest / costs[name]["seconds_a_step"]))
         for at, n in {"equal time": fewer, "equal steps": steps}.items():
             network, variant = new_network(settings, config), f"{name}, {n} steps"
             network = experiment.train(variant, network, loss_of_classes, kind=MuonConfig, steps=n)
@@ -142,7 +142,7 @@ def classifier_guidance(config):
 
     The classifier must have learned on x_t: of one that knows clean digits only, the gradient leads nowhere.
     """
-    network, diffusion, _ = load_network(None, "lesson_02_improved_ddpm", lesson_2.rebuild)
+    network, diffusion, _ = load_network(None, "lesson_02_improved_ddpm", lesson_2.rebuild, config.device)
     experiment = Experiment(LESSON, config, steps=1000, weights_of="lesson_02_improved_ddpm")
     reference, lines = reference_for(experiment.digits), {}
     few = diffusion.evenly(SHOWN_STEPS)

@@ -155,7 +155,7 @@ def readers(config):
 
 def shipped(config):
     """(network, tokenizer, experiment) with this lesson's weights."""
-    network, _, facts = load_network(None, LESSON, captioned_mnist.rebuild)
+    network, _, facts = load_network(None, LESSON, captioned_mnist.rebuild, config.device)
     return network, captioned_mnist.tokenizer_of(facts), Captioned(config, weights_of=LESSON)
 
 

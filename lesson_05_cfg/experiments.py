@@ -78,7 +78,7 @@ class Guided(Captioned):
 def shipped(config):
     """The experiment with the weights that this lesson ships."""
     experiment = Guided(config, weights_of=LESSON)
-    experiment.network = load_network(None, LESSON, captioned_mnist.rebuild)[0]
+    experiment.network = load_network(None, LESSON, captioned_mnist.rebuild, config.device)[0]
     return experiment
 
 
@@ -200,7 +200,7 @@ def mistakes(config):
     drops = {"right": partial(drop_captions, probability=0.1), "whole batches dropped": drop_whole_batches}
     losses = {name: loss_with(drop) for name, drop in drops.items()}
     networks = {n: experiment.train(n, experiment.new_network(), loss) for n, loss in losses.items()}
-    networks["shipped"] = load_network(None, LESSON, captioned_mnist.rebuild)[0]
+    networks["shipped"] = load_network(None, LESSON, captioned_mnist.rebuild, config.device)[0]
     ancestral = {"sampler": SAMPLERS["ddpm"]}
     versions = {
         "right, briefly trained": ("right", at_scale(SCALE), {}),

@@ -181,7 +181,7 @@ def side_by_side(experiment, generator, clip, prompts, measure, shown):
 
 def clip_guidance(config):
     """Nichol et al. 2022, section 5: at the same diversity, guidance without a classifier wins."""
-    network, diffusion, _ = load_network(None, "lesson_05_cfg", captioned_mnist.rebuild)
+    network, diffusion, _ = load_network(None, "lesson_05_cfg", captioned_mnist.rebuild, config.device)
     experiment = Digits(config, weights_of="lesson_05_cfg", trainings="clip")
     generator = Generator(network, diffusion, experiment.tokenizer)
     clip = trained_clip(experiment, diffusion)
