@@ -2,6 +2,8 @@
 
 import re
 
+from einops import rearrange
+
 from lesson_03_adm.adm_unet import ADMConfig, ClassUNet, adm_unet
 
 # published name -> ours, applied in this order
@@ -21,7 +23,7 @@ RENAMES = [
     (r"\.op\.", ".conv."),
     (r"\.proj_out\.", ".proj."),
 ]
-DEFAULT_CHANNEL_MULT = {64: "1,2,3,4", 128: "1,1,2,3,4", 256: "1,1,2,2,4,4"}
+DEFAULT_CHANNEL_MULT = {64: "1,2,3,4", 128: "1,1,2,3,4", 256: "1,1,2,2,4,4", 512: "0.5,1,1,2,2,4,4"}
 
 
 def rename(name, renames):
@@ -54,10 +56,22 @@ def config_from_published(settings):
     )
 
 
+def by_heads(weight, config):
+    """Rows of a qkv layer that are queries, keys and values of all heads -> those of one head after another.
+
+    The first is the published code's "new attention order", which its 64x64 network has; the second ours.
+    """
+    width = config.num_head_channels or len(weight) // 3 // config.num_heads
+    return rearrange(weight, "(part head width) ... -> (head part width) ...", part=3, width=width)
+
+
 def adm_from_published(settings, state_dict):
     """The ADM network with these weights: a ClassUNet if class-conditional, else a UNet."""
     config = config_from_published(settings)
     weights = {rename(name, RENAMES): weight for name, weight in state_dict.items()}
+    if settings.get("use_new_attention_order", False):
+        for name in [name for name in weights if ".qkv." in name]:
+            weights[name] = by_heads(weights[name], config)
     if settings.get("class_cond", False):
         network = ClassUNet(config, settings["num_classes"])
         label = weights.pop("label_emb.weight")
@@ -65,6 +79,5 @@ def adm_from_published(settings, state_dict):
         weights["class_embedding.weight"] = label
     else:
         network = adm_unet(config)
-
     network.load_state_dict(weights)
     return network.eval()

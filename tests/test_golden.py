@@ -243,6 +243,24 @@ def test_network(name):
     torch.testing.assert_close(output, golden["output"], rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in golden_json("networks") if name.startswith("adm")])
+def test_queries_keys_and_values_of_all_heads_are_dealt_to_the_heads(name):
+    """With `use_new_attention_order` published rows of a qkv layer are cut into three, then into heads."""
+    settings = golden_json(name)
+    weights = published_weights(settings["parameters"])
+    as_published = adm_from_published(settings["config"], weights).state_dict()
+    turned = adm_from_published(settings["config"] | {"use_new_attention_order": True}, weights).state_dict()
+    width = settings["config"].get("num_head_channels", -1)
+    for key, old in as_published.items():
+        if "qkv" not in key:
+            assert torch.equal(turned[key], old)
+            continue
+        heads = len(old) // 3 // width if width > 0 else settings["config"].get("num_heads", 1)
+        q_k_v = [part.chunk(heads) for part in old.chunk(3)]
+        for ours, theirs in zip(turned[key].chunk(heads), zip(*q_k_v)):
+            assert torch.equal(ours, torch.cat(theirs))
+
+
 def test_glide_tokens(gpt2_vocabulary):
     golden = golden_json("glide_tokens")
     files = gpt2_vocabulary / "encoder.json", gpt2_vocabulary / "vocab.bpe"
