@@ -39,6 +39,7 @@ from common.runs import (
 
 STEPS_A_ROW = 20  # of the reference curve
 PLACES = ("--cache-dir", "--out", "--checkpoint-dir", "--resume", "--continue-train")
+STANDS_FOR = {"--data-dir": "DATA", "--start-from": "RUN", "--vocabulary": "GPT2"}
 HEADS = {
     "network": "network",
     "work": "work",
@@ -140,7 +141,7 @@ def ship(run, name=None, evaluation=None):
     for folder in (results, shipped.parent):
         folder.mkdir(exist_ok=True, parents=True)
     weights, facts = load_weights(run, info["lesson"])
-    for private in ("data_dir", "cache_dir", "out", "resume"):
+    for private in ("data_dir", "cache_dir", "out", "resume", "start_from", "vocabulary"):
         facts["config"].pop(private, None)
     metrics["command"] = public(info["command"])
     if evaluation:
@@ -159,12 +160,12 @@ def ship(run, name=None, evaluation=None):
 
 def public(command):
     """A command without the folders of the machine it was given on; DATA stands for that of the images."""
-    words = shlex.split(command)
+    words = [part for word in shlex.split(command) for part in word.split("=", word.startswith("--"))]
     for flag in PLACES:
         if flag in words:
             del words[words.index(flag) : words.index(flag) + 2]
-    if "--data-dir" in words:
-        words[words.index("--data-dir") + 1] = "DATA"
+    for flag in STANDS_FOR.keys() & set(words):
+        words[words.index(flag) + 1] = STANDS_FOR[flag]
     return shlex.join(words)
 
 

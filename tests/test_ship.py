@@ -46,6 +46,8 @@ def test_a_command_is_shown_without_the_folders_of_its_machine():
     given = "python train.py --data-dir '/home/me/my dogs' --dogs --out runs/x --resume /tmp/y --time-limit 9"
     assert ship.public(given) == "python train.py --data-dir DATA --dogs --time-limit 9"
     assert ship.public("python train.py --batch-size 9") == "python train.py --batch-size 9"
+    given = "python train.py --data-dir=/home/me/x --out=runs/y --start-from /home/me/base --dry-run"
+    assert ship.public(given) == "python train.py --data-dir DATA --start-from RUN --dry-run"
 
 
 def test_a_run_of_an_experiment_is_shipped_without_numbers_of_its_own(house):
