@@ -1,7 +1,7 @@
 """From a dataclass to a command: parse the flags, run, and answer bad input in one line."""
 
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 import tyro
@@ -23,7 +23,8 @@ def run_command(main, config_type, saved_config=None, argv=None):
     try:
         config = tyro.cli(config_type, args=argv)
         if saved_config and config.resume:
-            config = tyro.cli(config_type, args=argv, default=saved_config(config.resume, config_type))
+            saved = saved_config(config.resume, config_type)
+            config = replace(tyro.cli(config_type, args=argv, default=saved), **lists_given(config))
         check_flags(config)
         main(config)
     except UserError as error:
@@ -33,6 +34,12 @@ def run_command(main, config_type, saved_config=None, argv=None):
         refuse(f"{reason}; try {what_takes_less_memory(config)}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def lists_given(config):
+    """Of the flags that may be given several times what was given: tyro appends it to the default."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {k: v for k, v in values.items() if isinstance(v, tuple) and v != getattr(type(config), k)}
 
 
 def refuse(error):
@@ -60,8 +67,11 @@ def check_flags(config):
         value = getattr(config, field.name)
         flag = as_flag(field.name)
         for number in value if isinstance(value, tuple) else (value,):
-            if field.name in POSITIVE and number is not None and not number > 0:
-                raise UserError(f"{flag} is {number}; it must be greater than zero")
+            if field.name in POSITIVE and number is not None and not 0 < number < float("inf"):
+                bound = "finite" if number > 0 else "greater than zero"
+                raise UserError(f"{flag} is {number}; it must be {bound}")
+        if field.name == "num_eval" and value < 2:
+            raise UserError(f"{flag} is {value}; of fewer than 2 samples there is no spread to measure")
         if field.name == "seed" and not 0 <= value < 2**31:
             raise UserError(f"{flag} is {value}; it must lie between 0 and 2147483647")
         if field.name in SHARES and not 0 <= value <= 1:

@@ -51,11 +51,11 @@ def to_pixels(images):
 def check_range(x_0):
     """Refuse a batch that is plainly in [0, 1] or [0, 255]: the noise schedule is made for [-1, 1].
 
-    Raises ValueError. A batch without one dark pixel, or with values beyond 1, is no batch of pictures in
-    [-1, 1]; one picture alone may be bright all over.
+    Raises ValueError. A batch with values beyond 1, or whose darkest pixel is just about 0, is no batch of
+    pictures in [-1, 1]; pale ones (and one picture alone) may be bright all over.
     """
     low, high = x_0.min().item(), x_0.max().item()
-    if high > 1.01 or low < -1.01 or (low >= 0 and len(x_0) > 1):
+    if high > 1.01 or low < -1.01 or (0 <= low < 0.1 and len(x_0) > 1):
         span = f"x_0 runs from {low:.2f} to {high:.2f}"
         raise ValueError(f"{span}; images must be scaled to [-1, 1] (common.data.to_float)")
 

@@ -1,5 +1,6 @@
 """Experiments: tables that are measured row by row, and trainings that go on where they were interrupted."""
 
+import json
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -62,7 +63,9 @@ class Experiment:
         settings = {k: v for k, v in asdict(self.config).items() if k not in free}
         if weights_of:
             settings["weights"] = sha256(shipped_weights(weights_of).read_bytes()).hexdigest()[:16]
-        self.content = {"settings": settings, "machine": describe_machine(), "rows": []}
+        if config.num_samples < 2:
+            raise UserError(f"--num-samples is {config.num_samples}; there is no spread in fewer than 2")
+        self.content = {"settings": settings, "machine": describe_machine(config.device), "rows": []}
         if self.path.exists():
             self.content = read_json(self.path)
             if self.content["settings"] != settings:
@@ -89,6 +92,8 @@ class Experiment:
         started = time.monotonic()
         row = key | measure(*args)
         row["minutes"] = round((time.monotonic() - started) / 60, 2)
+        if self.path.exists():  # another seed may have added rows meanwhile
+            self.content = read_json(self.path)
         self.content["rows"].append(row)
         write_json(self.path, self.content)
         print(row, flush=True)
@@ -135,12 +140,23 @@ class Experiment:
         settings = {"steps": config.steps, "seed": config.seed, "device": config.device} | settings
         settings = kind(out=str(folder), **settings)
         if self.has_begun(variant):
+            refuse_other_settings(folder, settings)
             settings = replace(settings, resume=str(folder))
         else:  # stopped before its first checkpoint, if it ever began: from the start
             (folder / "config.json").unlink(missing_ok=True)
         data, validation = data or (self.digits, self.held_back.batch(torch.arange(self.validated)))
-        run = Run(self.lesson, settings, data.name)
+        run = Run(self.lesson, settings, data.name, again="the same command again")
         return train(network, loss, data, settings, run, validation, metadata, show)
+
+
+def refuse_other_settings(folder, settings):
+    """A training goes on, or is taken for finished, only if it is the one that is asked for."""
+    settings = json.loads(json.dumps(asdict(settings)))  # tuples as JSON has them
+    saved = read_json(folder / "config.json")["config"]
+    for name in settings.keys() & saved.keys() - {"device", "out", "resume", "data_dir", "cache_dir"}:
+        if saved[name] != settings[name]:
+            change = f"{name} was {saved[name]}, now {settings[name]}"
+            raise UserError(f"{folder} holds a training of other settings ({change}); move it away")
 
 
 def quality(samples, reference, digits=None, colours=None):

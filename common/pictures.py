@@ -23,7 +23,7 @@ def as_grid(images, columns, **settings):
     return make_grid(images, columns, **settings)
 
 
-def label_grid(images, columns=8, row_labels=None, column_labels=None, title=None, scale=2.0):
+def label_grid(images, columns=8, row_labels=None, column_labels=None, scale=2.0):
     """A matplotlib figure of images in rows of `columns`, with a label for each row and column if given."""
     rows = -(-len(images) // columns)
     picture = as_grid(to_uint8(images.cpu()).float() / 255, columns, padding=2, pad_value=0.25)
@@ -31,7 +31,7 @@ def label_grid(images, columns=8, row_labels=None, column_labels=None, title=Non
     column_labels = [textwrap.fill(shortened(label), 11) for label in column_labels or []]
     row_labels = [shortened(label) for label in row_labels or []]
     left = 0.1 + 0.075 * max(map(len, row_labels), default=0)
-    top = 0.1 + 0.17 * max((label.count("\n") + 1 for label in column_labels), default=0) + 0.25 * bool(title)
+    top = 0.1 + 0.17 * max((label.count("\n") + 1 for label in column_labels), default=0)
     width, height = columns * side * scale / 100, rows * side * scale / 100
     figure = Figure((width + left + 0.1, height + top + 0.1), dpi=150)
     size = figure.get_size_inches()
@@ -43,8 +43,6 @@ def label_grid(images, columns=8, row_labels=None, column_labels=None, title=Non
     axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=8)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    if title:
-        figure.suptitle(title, y=1 - 0.08 / size[1], va="top")
     return figure
 
 

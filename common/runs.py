@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from common.command import UserError, as_flag
+from common.command import UserError, as_flag, pick_device
 
 ROOT = Path(__file__).parent.parent
 CPU_INFO = Path("/proc/cpuinfo")
@@ -59,10 +59,11 @@ class Run:
     reference: metrics.csv of the run behind the lesson's shipped weights, if it is there.
     """
 
-    def __init__(self, lesson, config, data, keep=2):
+    def __init__(self, lesson, config, data, keep=2, again=None):
         """Make the folder, or find the one to resume.
 
         data: the data set's name, which may not change. keep: so many of the newest checkpoints; None: all.
+        again: what goes on with the run once it is stopped; default this command with --resume.
         """
         self.keep = keep
         self.info = {"lesson": lesson, "data": data, "config": dataclasses.asdict(config)}
@@ -72,6 +73,10 @@ class Run:
             self.folder = self.state_file.parent.parent
             old = read_json(self.folder / "config.json")
             self.info["command"] = old["command"]
+            if old["lesson"] != lesson:
+                raise UserError(
+                    f"--resume {self.folder} is a run of {old['lesson']}; take that lesson's script"
+                )
             if old["data"] != data:
                 raise UserError(f"--resume {self.folder}: trained on {old['data']}, now finds {data}")
             for name in config.fixed:
@@ -89,7 +94,8 @@ class Run:
             if (self.folder / "config.json").exists():
                 raise UserError(f"--out {self.folder} holds a run already; use --resume, or name another")
         self.reference = ROOT / lesson / "results" / "metrics.csv"
-        self.info["machine"] = describe_machine()
+        self.info["machine"] = describe_machine(config.device)
+        self.again = again or f"python {sys.argv[0]} --resume {self.folder}"
         for folder in (self.folder, self.folder / "samples", self.folder / "checkpoints"):
             make_folder(folder, "--out")
         if not config.resume:
@@ -114,10 +120,9 @@ class Run:
         self.write_json("config.json", self.info)
         path = self.folder / "metrics.csv"
         rows = [row for row in read_metrics(path) if row["step"] <= step] if step else []
-        self.metrics = open(path, "w", newline="", buffering=1)  # noqa: SIM115 (open as long as the run)
+        write_atomically(path, lambda part: write_metrics(part, rows))
+        self.metrics = open(path, "a", newline="", buffering=1)  # noqa: SIM115 (open as long as the run)
         self.rows = csv.DictWriter(self.metrics, COLUMNS)
-        self.rows.writeheader()
-        self.rows.writerows(rows)
 
     def log(self, row):
         self.rows.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
@@ -128,14 +133,20 @@ class Run:
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def save(self, state, weights, metadata, best):
-        """Write a step's training state and EMA weights; keep the newest of them, and the best weights."""
+        """Write a step's training state and EMA weights; keep the newest of them, and the best weights.
+
+        Later steps than this one are of a way that was given up, if the run was resumed before them.
+        """
         folder, name = self.folder / "checkpoints", f"step_{state['step']:07d}"
         facts = self.info | metadata | {"step": state["step"]}
         for file in [f"{name}.safetensors"] + ["best.safetensors"] * best:
             write_atomically(folder / file, lambda path: save_weights(path, weights, facts))
         self.state_file = folder / f"{name}.pt"
         write_atomically(self.state_file, lambda path: torch.save(state, path))
-        for old in sorted(folder.glob("step_*.pt"))[: -self.keep] if self.keep else []:
+        kept = [file for file in sorted(folder.glob("step_*.pt")) if file <= self.state_file][
+            -(self.keep or 0) :
+        ]
+        for old in set(folder.glob("step_*.pt")) - set(kept):
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
 
@@ -147,25 +158,25 @@ def save_weights(path, weights, facts, half=False):
     save_file(tensors, path, {k: json.dumps(v) for k, v in facts.items()})
 
 
-def load_weights(checkpoint, lesson):
+def load_weights(checkpoint, lesson, flag="--checkpoint"):
     """Weights in float32 and their facts, from a file or from the newest checkpoint of a run's folder.
 
-    lesson: whose they must be; None: of any lesson, which facts["lesson"] names.
+    lesson: whose they must be; None: of any lesson, which facts["lesson"] names. flag: which named them.
     Raises UserError if there is nothing to load, if the file is broken, or if it belongs to another lesson.
     """
-    path = newest(Path(checkpoint), "safetensors", "--checkpoint")
+    path = newest(Path(checkpoint), "safetensors", flag)
     if not path.exists():
-        raise UserError(f"--checkpoint {path} is not there; name a .safetensors file or the folder of a run")
+        raise UserError(f"{flag} {path} is not there; name a .safetensors file or the folder of a run")
     try:
         with safe_open(path, "pt") as file:
             facts = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
             weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, struct.error) as error:
-        raise UserError(f"--checkpoint {path} is not a whole .safetensors file ({error})") from None
+        raise UserError(f"{flag} {path} is not a whole .safetensors file ({error})") from None
     if "lesson" not in facts or lesson not in (None, facts["lesson"]):
         origin = facts.get("lesson", "no lesson of this series")
         hint = f"; try python {origin}/sample.py" if "lesson" in facts else ""
-        raise UserError(f"--checkpoint {path} comes from {origin}, not from {lesson or 'one'}{hint}")
+        raise UserError(f"{flag} {path} comes from {origin}, not from {lesson or 'one'}{hint}")
     return weights, facts
 
 
@@ -187,7 +198,7 @@ def newest(path, ending, flag):
     if not path.is_dir():
         return path
     if not (files := sorted((path / "checkpoints").glob(f"step_*.{ending}"))):
-        raise UserError(f"{flag} {path} is a folder without checkpoints/step_*.{ending}")
+        raise UserError(f"{flag} {path} is a folder without checkpoints/step_*.{ending}; begin a new run")
     return files[-1]
 
 
@@ -209,14 +220,10 @@ def load_state(path):
 
 
 def saved_config(resume, config_type):
-    """The configuration of the run that is resumed, as a `config_type`."""
-    folder = find_state(resume).parent.parent
-    info = read_json(folder / "config.json")
-    if info["config"].keys() != {field.name for field in dataclasses.fields(config_type)}:
-        raise UserError(
-            f"--resume {folder} is a run of {info['lesson']}; resume it with that lesson's script"
-        )
-    return as_config(config_type, info["config"] | {"out": None})
+    """The configuration of the run that is resumed, as a `config_type`; what it had not is the default."""
+    saved = read_json(find_state(resume).parent.parent / "config.json")["config"]
+    known = {field.name for field in dataclasses.fields(config_type)}
+    return as_config(config_type, {k: v for k, v in saved.items() if k in known} | {"out": None})
 
 
 def as_config(config_type, values):
@@ -229,6 +236,15 @@ def read_json(path):
         return json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
+
+
+def write_metrics(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+        )
 
 
 def read_metrics(path):
@@ -253,9 +269,9 @@ def cpu_name():
     return next(names, platform.machine())
 
 
-def describe_machine():
-    """Hardware and versions, for the record."""
+def describe_machine(device="auto"):
+    """Hardware and versions, for the record. device: as --device says it."""
     machine = {"python": platform.python_version(), "torch": torch.__version__}
     threads = torch.get_num_threads() * int(os.environ.get("WORLD_SIZE", 1))  # of all processes of torchrun
     machine |= {"processor": cpu_name(), "cpu_threads": threads}
-    return machine | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+    return machine | ({"gpu": torch.cuda.get_device_name()} if pick_device(device).type == "cuda" else {})

@@ -1,7 +1,8 @@
 """One training loop for every lesson. It knows nothing of diffusion: a network, a loss, batches, a budget.
 
 All that is random in step i comes from (seed, i) alone, the order of the data too. So a run that is killed
-and resumed goes on exactly as if nothing had happened, and no generator's state need be saved.
+and resumed goes on exactly as if nothing had happened, and no generator's state need be saved. (Where the
+minutes are the nearer limit the learning rate follows the clock, which never goes twice the same way.)
 """
 
 import copy
@@ -195,6 +196,7 @@ class Trainer:
                 if self.run:
                     self.run.log(row)
                 self.report(bar, row)
+                self.after_step()
                 if due and self.run:
                     self.checkpoint(row["validation_loss"], show=not caught)
                 if caught:
@@ -208,6 +210,9 @@ class Trainer:
     def agree(self, minutes, caught):
         """The minutes and the signal that count: lesson 6 may train in several processes at once."""
         return minutes, caught
+
+    def after_step(self):
+        """Lesson 6 draws pictures here."""
 
     def checkpoint_is_due(self):
         return self.step % self.config.checkpoint_every == 0
@@ -304,6 +309,5 @@ class Trainer:
     def stop(self, number):
         if not self.run:
             raise KeyboardInterrupt
-        command = f"python {sys.argv[0]} --resume {self.run.folder}"
-        print(f"\nstopped and saved at step {self.step}; to go on: {command}")
+        print(f"\nstopped and saved at step {self.step}; to go on: {self.run.again}")
         sys.exit(128 + number)

@@ -12,16 +12,17 @@ Each writes results/NAME.json and NAME.png; interrupted, it goes on with the row
 import copy
 from dataclasses import dataclass
 from functools import partial
+from shutil import copyfile
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from common.command import run_command
+from common.command import pick_device, run_command
 from common.evaluation import reference_for
 from common.experiments import Experiment, ExperimentConfig, quality, run_experiment
 from common.pictures import curves, label_grid
-from common.runs import read_metrics
+from common.runs import newest, read_metrics, write_atomically
 from common.sampling import load_network, sample_batches
 from lesson_01_ddpm import diffusion as ddpm
 from lesson_01_ddpm.train_mnist import IMAGE_SHAPE, NETWORK, new_diffusion, rebuild
@@ -67,7 +68,7 @@ def new_network(config):
 
 def variances(config):
     """Which fixed variance is better depends on the number of steps (Nichol & Dhariwal 2021, section 3.1)."""
-    network, _, _ = load_network(None, LESSON, rebuild)
+    network, _, _ = load_network(None, LESSON, rebuild, config.device)
     experiment = Experiment(LESSON, config, weights_of=LESSON)
     reference, lines = reference_for(experiment.digits), {}
 
@@ -86,18 +87,18 @@ def variances(config):
 def one_training(experiment):
     """The training that `along_training` and `ema` measure: (averaged network, its `Averages`, the folder).
 
-    moments/ in that folder holds the averaged network's weights at every 500 steps.
+    moments/ in that folder holds the averaged network's weights at every 500 steps, as step_NNNNNNN.
     """
     config, folder = experiment.config, experiment.folder_of()
     (folder / "moments").mkdir(parents=True, exist_ok=True)
 
     def keep(network):
-        count = len(list(folder.glob("moments/*.safetensors")))
-        save_file(network.state_dict(), folder / "moments" / f"{count:04d}.safetensors")
+        latest = newest(folder / "right", "safetensors", "--out")
+        write_atomically(folder / "moments" / latest.name, lambda part: copyfile(latest, part))
         return label_grid(draw(network, 16, 10, config))
 
     network = new_network(config)
-    loss = Averages(network, DECAYS)
+    loss = Averages(network, DECAYS, config.device)
     return experiment.train("right", network, loss, keep, checkpoint_every=500), loss, folder
 
 
@@ -108,14 +109,17 @@ def along_training(config):
     folder = one_training(experiment)[-1]
 
     def measure(file):
-        network = new_network(config).eval()
+        network = new_network(config).to(pick_device(config.device)).eval()
         network.load_state_dict(load_file(file))
         return quality(draw(network, config.num_samples, SHOWN_STEPS, config), reference)
 
     lines = {"FID": [], "1000 L_simple, validation": []}
-    moments = [row for row in read_metrics(folder / "right" / "metrics.csv") if "validation_loss" in row]
-    for moment, file in zip(moments, sorted(folder.glob("moments/*.safetensors"))):
-        step, loss = moment["step"], moment["validation_loss"]
+    losses = {
+        row["step"]: row.get("validation_loss") for row in read_metrics(folder / "right" / "metrics.csv")
+    }
+    for file in sorted(folder.glob("moments/step_*.safetensors")):
+        step = int(file.stem.removeprefix("step_"))
+        loss = losses[step]
         row = experiment.row(measure, file, step=step, loss=loss)
         lines["FID"].append((step, row["fid"]))
         lines["1000 L_simple, validation"].append((step, 1000 * loss))
@@ -125,16 +129,16 @@ def along_training(config):
 class Averages(nn.Module):
     """lesson 1's loss, which on the way averages the weights of the network it is given, in several ways.
 
-    decays: of the averages, without warm-up; 0 keeps the weights as they are.
+    decays: of the averages, without warm-up; 0 keeps the weights as they are. device: as --device says it.
     """
 
-    def __init__(self, network, decays):
+    def __init__(self, network, decays, device):
         super().__init__()
         self.decays, self.averages = decays, nn.ModuleList(copy.deepcopy(network) for _ in decays)
+        self.to(pick_device(device))
 
     def forward(self, network, x_0, label):
         if torch.is_grad_enabled():
-            self.to(x_0.device)
             for decay, average in zip(self.decays, self.averages):
                 torch._foreach_lerp_(
                     [p.data for p in average.parameters()], [p.data for p in network.parameters()], 1 - decay
@@ -152,7 +156,7 @@ def ema(config):
 
 def neighbours(config):
     """Samples are not training digits: they are as far from them as unseen digits are."""
-    network, _, _ = load_network(None, LESSON, rebuild)
+    network, _, _ = load_network(None, LESSON, rebuild, config.device)
     experiment = Experiment(LESSON, config, weights_of=LESSON)
     seen, unseen = experiment.digits, experiment.held_back
     samples = draw(network, config.num_samples, SHOWN_STEPS, config).clamp(-1, 1)
@@ -198,7 +202,7 @@ def grainy(denoiser, n, steps, config):
 def mistakes(config):
     """Each bug beside the right version, trained for the same time: what it does to the samples."""
     experiment, network = Experiment(LESSON, config, steps=1000), new_network(config)
-    cold = Averages(network, (0.999,))
+    cold = Averages(network, (0.999,), config.device)
 
     def no_t_loss(network, x_0, label):
         return loss_simple(forgetful(network), x_0, label)

@@ -75,6 +75,6 @@ def in_rows(prompts):
     """For common.sampling: a row a prompt, with its name, where each has as many samples and fits a row."""
     distinct = list(dict.fromkeys(prompts))
     each = len(prompts) // len(distinct)
-    if len(prompts) != len(distinct) * each or not 1 < each <= 16:
+    if prompts != [prompt for prompt in distinct for _ in range(each)] or not 1 < each <= 16:
         return {}
     return {"columns": each, "row_labels": [prompt[:60] for prompt in distinct]}

@@ -4,10 +4,10 @@ python lesson_04_text_conditioning/sample.py --prompt "a red seven"
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 from common.command import run_command
 from lesson_02_improved_ddpm.ddim import SAMPLERS
+from lesson_04_text_conditioning.captioned_mnist import conditional
 from lesson_04_text_conditioning.prompts import PromptConfig, sample_prompts
 
 
@@ -20,12 +20,7 @@ class Config(PromptConfig):
 
 
 def main(config):
-    sample_prompts(
-        config,
-        "lesson_04_text_conditioning",
-        SAMPLERS,
-        lambda network, text, empty: partial(network, text=text),
-    )
+    sample_prompts(config, "lesson_04_text_conditioning", SAMPLERS, conditional)
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def main(config):
     print(as_table(content["rows"], list(content["rows"][0])))
     if config.out:
         settings = {name: getattr(config, name) for name in SETTINGS}
-        write_json(config.out, {"machine": describe_machine(), "settings": settings, **content})
+        write_json(config.out, {"machine": describe_machine(config.device), "settings": settings, **content})
 
 
 if __name__ == "__main__":

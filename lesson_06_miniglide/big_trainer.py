@@ -143,11 +143,9 @@ class BigTrainer(Trainer):
     def checkpoint(self, validation_loss, show):
         super().checkpoint(validation_loss, show=False)
 
-    def train_step(self, progress):
-        row = super().train_step(progress)
+    def after_step(self):
         if self.run and self.step % self.config.sample_every == 0:
             self.save_picture()
-        return row
 
 
 def checkpoint_activations(network):

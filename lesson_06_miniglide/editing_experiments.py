@@ -103,7 +103,7 @@ def holes(n, seed=0):
 
 
 def inpainting(config):
-    """Nichol et al. 2022, section 2.4, and Lugmayr et al. 2022: trained to repaint, or made to."""
+    """Nichol et al. 2022, section 4.3, and Lugmayr et al. 2022: trained to repaint, or made to."""
     experiment, base = Shapes(config, weights_of=LESSON), Generator.load(None, config.device)
     trained = experiment.generator("inpainting", "tiny_inpainting", start_from=base)
     captions, real, known = experiment.captions, experiment.real, holes(config.num_samples)

@@ -186,6 +186,8 @@ def check_shapes(generator, config):
 
 def check_photos(generator, data, features_of, config):
     n = min(config.num_samples, len(data))
+    if n < 4:
+        raise UserError(f"--data-dir: {n} photos are too few to compare with; at least 4 are needed")
     captions = data.captions_of(torch.linspace(0, len(data) - 1, n).long())
     samples = draw_all(generator, captions, data.name, config)
     measured = {"n": n} | compare(samples, data.images, features_of)
@@ -226,7 +228,9 @@ def main(config):
             measured = check_shapes(generator, config)
         rows.append({"checkpoint": checkpoint, **settings, **measured})
         print("  ".join(f"{k} {v}" for k, v in rows[-1].items()))
-    write_json(Path(config.out) / "evaluation.json", {"rows": rows, "machine": describe_machine()})
+    write_json(
+        Path(config.out) / "evaluation.json", {"rows": rows, "machine": describe_machine(config.device)}
+    )
 
 
 if __name__ == "__main__":

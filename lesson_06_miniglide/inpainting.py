@@ -1,4 +1,4 @@
-"""A network that is trained to fill holes: it sees the known pixels and the mask (GLIDE, section 2.4).
+"""A network that is trained to fill holes: it sees the known pixels and the mask (GLIDE, section 4.3).
 
 It begins as a network that draws, with more inputs: python lesson_06_miniglide/train.py
 --preset tiny_inpainting --start-from BASE
@@ -82,7 +82,7 @@ class Repainting:
     @classmethod
     def load(cls, image, mask, size):
         """From files, the mask white where to draw. Raises UserError."""
-        drawn = coarse(np.array(read_picture(mask, "--mask").convert("L")) >= 128, 64)
+        drawn = coarse(np.array(read_picture(mask, "--mask").convert("L")) >= 128, min(size, 64))
         if not drawn.any():
             raise UserError(f"--mask {mask} is black; make white what is to be drawn anew")
         known = torch.from_numpy(~drawn).float()[None, None]

@@ -40,7 +40,7 @@ class OutsideConfig:
 class OutsideText(nn.Module):
     """states [N, context, d], mask bool [N, context] -> Text.
 
-    The whole caption is the mean of its tokens, as in Imagen; where there is none, padding stands.
+    The whole caption is the mean of its tokens, as in Imagen, the empty one of its padding.
     """
 
     def __init__(self, config, emb_channels):
@@ -52,7 +52,8 @@ class OutsideText(nn.Module):
 
     def forward(self, states, mask):
         x = torch.where(mask[..., None], self.into(states.float()), self.padding_embedding)
-        return Text(self.proj(x.mean(1)), x)
+        counted = mask | ~mask.any(1, keepdim=True)  # [N, context]
+        return Text(self.proj((x * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)), x)
 
 
 class FrozenEncoder:

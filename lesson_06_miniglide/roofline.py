@@ -22,9 +22,9 @@ KINDS = {
     "optimizer, average": ("_fused_adam", "_foreach"),  # clip_grad_norm_ comes as lists, too
     "attention": ("scaled_dot_product", "bmm", "softmax"),
     "convolutions": ("convolution",),
-    "products": ("mm", "matmul", "linear"),
-    "norms": ("norm",),
-    "copies, other formats": ("_to_copy", "copy_", "clone", "contiguous", "cat"),
+    "products": ("mm", "matmul", "aten.linear"),
+    "norms": ("_norm",),
+    "copies, other formats": ("_to_copy", "copy_", "clone", "contiguous", "aten.cat"),
 }
 
 

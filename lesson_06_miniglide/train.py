@@ -116,7 +116,7 @@ def earlier_weights(config):
         return load_weights(find_state(config.resume).with_suffix(".safetensors"), LESSON)
     if config.start_from and (config.text_encoder or config.vocabulary):
         raise UserError("--start-from brings what reads its captions; leave out --text-encoder, --vocabulary")
-    return load_weights(config.start_from, LESSON) if config.start_from else (None, None)
+    return load_weights(config.start_from, LESSON, "--start-from") if config.start_from else (None, None)
 
 
 def new_reader(config, images, text_settings):

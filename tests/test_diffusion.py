@@ -109,6 +109,7 @@ def test_losses_refuse_images_that_are_not_scaled(diffusion, loss, channels):
         return torch.zeros(4, channels, 8, 8)
 
     loss(diffusion, denoiser, to_float(x), t, noise)
+    loss(diffusion, denoiser, to_float(x) / 8 + 0.8, t, noise)  # pale, but scaled
     for wrong in (x, x / 255):
         with pytest.raises(ValueError, match="scaled to"):
             loss(diffusion, denoiser, wrong, t, noise)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import signal
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from common.command import UserError, run_command
 from common.experiments import Experiment, ExperimentConfig, cross_table_of, run_experiment, table_of
 from common.runs import read_metrics
+from common.sampling import load_network
 from tests.conftest import ROOT
 
 LESSONS = sorted(path.parent.name for path in ROOT.glob("lesson_*/experiments.py"))
@@ -40,6 +42,18 @@ def little_data(monkeypatch, tmp_path):
     monkeypatch.setattr(Experiment, "validated", 8)
     monkeypatch.setattr(Experiment, "train", train_a_little)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def networks_are_moved_to_the_device(monkeypatch):
+    """A shipped network that stays on the CPU fails only where there is a GPU."""
+
+    def load(checkpoint, lesson, rebuild, device):
+        return load_network(checkpoint, lesson, rebuild, device)
+
+    for file in FILES:
+        if hasattr(file, "load_network"):
+            monkeypatch.setattr(file, "load_network", load)
 
 
 def run(module, *flags):
@@ -103,6 +117,54 @@ def test_a_training_killed_before_its_first_checkpoint_begins_anew(tmp_path):
     (folder / "metrics.csv").write_text("step,loss\n1,")
     experiment.train("a", torch.nn.Linear(1, 1), lambda network, x_0, _: network(x_0[:, 0, :1, 0]).square())
     assert [row["step"] for row in read_metrics(folder / "metrics.csv")] == [1]
+
+
+def train_on_a_pixel(steps, out):
+    config = ExperimentConfig("x", dataset="drawn", steps=steps, device="cpu", out=str(out))
+    loss = lambda network, x_0, _: network(x_0[:, 0, :1, 0]).square()  # noqa: E731
+    Experiment("lesson_test", config).train("a", torch.nn.Linear(1, 1), loss)
+
+
+def test_a_training_of_other_settings_is_not_taken_for_this_one(tmp_path):
+    train_on_a_pixel(2, tmp_path / "first")
+    train_on_a_pixel(2, tmp_path / "again")  # finished: nothing to do
+    with pytest.raises(UserError, match="steps was 2, now 3"):
+        train_on_a_pixel(3, tmp_path / "other")
+
+
+def test_two_seeds_at_once_keep_each_others_rows(tmp_path):
+    config = ExperimentConfig("x", dataset="drawn", out=str(tmp_path))
+    both = [Experiment("lesson_test", replace(config, seed=seed)) for seed in (0, 1)]
+    for experiment in both:
+        experiment.row(lambda: {"value": 1}, variant="a")
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert [row["seed"] for row in rows] == [0, 1]
+
+
+def test_of_a_stopped_training_each_moment_is_measured_under_its_own_step(tmp_path, monkeypatch):
+    """Stopped between two checkpoints it saves one more, which is none of the moments."""
+    lesson_1 = MODULES[0]
+    config = lesson_1.Config("along_training", dataset="drawn", steps=4, num_samples=2, device="cpu")
+    train, seen = Experiment.train, []
+
+    def every_second(*args, **settings):
+        return train(*args, **(settings | {"checkpoint_every": 2}))
+
+    def loss(network, x_0, label):
+        if torch.is_grad_enabled():
+            seen.append(0)
+            if len(seen) == 3:
+                signal.raise_signal(signal.SIGINT)
+        return (network(x_0, label) - 1).square().flatten(1).mean(1)
+
+    monkeypatch.setattr(Experiment, "train", every_second)
+    monkeypatch.setattr(lesson_1, "loss_simple", loss)
+    monkeypatch.setattr(lesson_1, "SHOWN_STEPS", 2)
+    with pytest.raises(SystemExit):
+        lesson_1.along_training(replace(config, out=str(tmp_path)))
+    lesson_1.along_training(replace(config, out=str(tmp_path)))
+    rows = json.loads((tmp_path / "along_training.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == [2, 4]
 
 
 def test_tables_of_results_are_aligned(tmp_path):

@@ -162,3 +162,4 @@ def test_slerp_keeps_the_strength_of_noise():
     torch.testing.assert_close(between[0], a)
     torch.testing.assert_close(between[-1], b, rtol=0, atol=1e-5)
     assert between.flatten(1).std(1).sub(1).abs().max() < 0.03  # the plain mean: 0.71
+    torch.testing.assert_close(slerp(a, a, torch.tensor([0.5]))[0], a, rtol=1e-4, atol=1e-4)

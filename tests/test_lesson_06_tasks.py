@@ -12,7 +12,7 @@ from common.command import run_command
 from common.runs import saved_config
 from lesson_06_miniglide import evaluate, generate, sample, train
 from lesson_06_miniglide.generate import Generator
-from lesson_06_miniglide.inpainting import InpaintingUNet, inpaint, random_mask, widened
+from lesson_06_miniglide.inpainting import InpaintingUNet, Repainting, inpaint, random_mask, widened
 from lesson_06_miniglide.presets import new_diffusion
 from lesson_06_miniglide.sketch import PatchSketchingUNet
 from lesson_06_miniglide.upsampler import UpsamplingUNet, draw_small, enlarge, noised, shrink
@@ -152,6 +152,15 @@ def test_a_cascade_is_measured_whole(trained, tmp_path):
     assert row["upsampler"] == str(trained / "up") and row["noise_level"] == 50
     drawn = next(tmp_path.glob("all_right_*/000000.npz"))
     assert np.load(drawn)["images"].shape == (4, 64, 64, 3)
+
+
+def test_a_thin_stroke_of_a_mask_is_drawn_at_any_size(trained, tmp_path):
+    stroke = np.zeros((64, 64), np.uint8)
+    stroke[21], stroke[:, 42] = 255, 255
+    Image.fromarray(stroke).save(tmp_path / "stroke.png")
+    for size in (16, 64, 128):
+        known = Repainting.load(trained / "image.png", tmp_path / "stroke.png", size).known
+        assert (known == 0).any(3).all() and (known == 0).any(2).all()
 
 
 @pytest.mark.parametrize("checkpoint", ["inpaint", "tiny"])

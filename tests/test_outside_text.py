@@ -54,6 +54,7 @@ def test_padding_replaces_what_the_encoder_says_there():
     after = text(torch.where(mask[..., None], states, states + 1), mask)
     assert torch.equal(before.states, after.states) and torch.equal(before.embedding, after.embedding)
     assert not torch.allclose(before.embedding[0], text(states + 1, mask).embedding[0])
+    torch.testing.assert_close(before.embedding[0], text.proj(text.into(states[0, :2]).mean(0)))
 
 
 def test_states_are_computed_once_and_kept(tiny_t5, tmp_path, monkeypatch):

@@ -108,6 +108,24 @@ def test_moments_are_put_in_memory_as_the_weights_lie_that_they_belong_to():
         assert state["exp_avg"].stride() == weight.stride()
 
 
+def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_old_way(tmp_path):
+    """Stopped again before the step where it had been, it goes on where it was stopped."""
+    run, _ = run_line(tmp_path, steps=40, checkpoint_every=20)
+    older = run.folder / "checkpoints" / "step_0000020.pt"
+
+    def stopped(network, x, y):
+        if run_line.steps == 25:
+            signal.raise_signal(signal.SIGINT)
+        run_line.steps += torch.is_grad_enabled()
+        return squared(network, x, y)
+
+    run_line.steps = 20
+    with pytest.raises(SystemExit):
+        run_line(tmp_path, stopped, steps=40, checkpoint_every=20, resume=str(older), out=None)
+    assert runs.find_state(str(run.folder)).name == "step_0000026.pt"
+    assert [row["step"] for row in read_metrics(run.folder / "metrics.csv")][-1] == 26
+
+
 SCRIPT = f"""
 import runpy, common.data, common.training
 common.data.NUM_DRAWN = 3000
