@@ -123,9 +123,12 @@ def gradient_noise(config):
     """Nichol & Dhariwal 2021, section 3.3: importance sampling of t makes L_vlb's gradient less noisy."""
     network, diffusion, _ = load_network(None, LESSON, rebuild, config.device)
     experiment = Experiment(LESSON, config, weights_of=LESSON)
-    digits = experiment.digits
+    digits, device = experiment.digits, next(network.parameters()).device
     network.requires_grad_(True)
     loss = ImportanceSampled(loss_vlb, diffusion, HISTORY)
+
+    def chosen(indices):
+        return digits.images[indices].to(device)
 
     def gradient(loss, batch):
         network.zero_grad()
@@ -135,7 +138,7 @@ def gradient_noise(config):
     def measure(loss):
         torch.manual_seed(config.seed)
         indices = torch.randint(len(digits), (BATCHES, 64))
-        gradients = torch.stack([gradient(loss, digits.images[i]) for i in indices])
+        gradients = torch.stack([gradient(loss, chosen(i)) for i in indices])
         mean = gradients.mean(0)
         noise = (gradients - mean).square().sum(1).mean() / mean.square().sum()
         return {"batches": BATCHES, "noise_to_signal": noise.item()}
@@ -147,8 +150,8 @@ def gradient_noise(config):
     while loss.counts.min() < loss.losses.shape[1]:  # what is remembered, before it is used
         t = loss.counts.argsort()[:250]
         with torch.no_grad():
-            x_0 = digits.images[torch.randint(len(digits), (250,))]
-            loss.remember(t, loss_vlb(diffusion, network, x_0, t, torch.randn_like(x_0)).double())
+            x_0 = chosen(torch.randint(len(digits), (250,)))
+            loss.remember(t, loss_vlb(diffusion, network, x_0, t, torch.randn_like(x_0)).cpu().double())
     experiment.row(measure, loss, t="by importance")
     lines = {"p_t by importance": list(enumerate(loss.probabilities().tolist(), 1))}
     experiment.save(curves(lines, "t + 1", "probability"))
