@@ -63,6 +63,8 @@ SHARES = {"drop_caption", "ema_decay", "validation_fraction"}
 def check_flags(config):
     """Refuse, before anything is done, what can be seen to be wrong. Raises UserError."""
     pick_device(getattr(config, "device", "auto"))
+    if getattr(config, "resume", None) and getattr(config, "dry_run", False):
+        raise UserError("--dry-run beside --resume would end the run after two steps; leave one of them out")
     for field in fields(config):
         value = getattr(config, field.name)
         flag = as_flag(field.name)
@@ -70,6 +72,10 @@ def check_flags(config):
             if field.name in POSITIVE and number is not None and not 0 < number < float("inf"):
                 bound = "finite" if number > 0 else "greater than zero"
                 raise UserError(f"{flag} is {number}; it must be {bound}")
+        if value == "":
+            raise UserError(f"{flag} is empty; leave it out, or name something")
+        if field.name in ("sample_steps", "eval_steps") and value > 1000:
+            raise UserError(f"{flag} is {value}; there are 1000 timesteps")
         if field.name == "num_eval" and value < 2:
             raise UserError(f"{flag} is {value}; of fewer than 2 samples there is no spread to measure")
         if field.name == "seed" and not 0 <= value < 2**31:

@@ -188,4 +188,5 @@ def report(run, samples, reference, picture, digits=None, colours=None, numbers=
 
 
 def in_words(measured):
-    return "  ".join(f"{k} {v:.3g}" for k, v in measured.items() if isinstance(v, int | float))
+    forms = {int: "{:,}", float: "{:.3g}"}
+    return "  ".join(f"{k} {forms[type(v)].format(v)}" for k, v in measured.items() if type(v) in forms)

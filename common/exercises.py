@@ -22,4 +22,9 @@ def run_checks(checks):
             verdict = "still to do"
         except Wrong as wrong:
             verdict = f"not yet: {wrong}"
+        except Exception as error:  # whatever an answer may do; of the others something is to be heard, too
+            reason = (str(error) or "no reason given").splitlines()[0]
+            verdict = (
+                f"not yet: it ends in {type(error).__name__}: {reason} (is something of it not returned?)"
+            )
         print(f"{check.__name__.removeprefix('check_')}: {verdict}")

@@ -55,7 +55,7 @@ class Experiment:
 
     def __init__(self, lesson, config, steps=4000, weights_of=None, trainings=None):
         self.lesson, self.config = lesson, replace(config, steps=config.steps or steps)
-        self.trainings = f"{trainings or config.name}_seed{config.seed}"
+        self.trainings = f"{trainings or config.name}_steps{self.config.steps}_seed{config.seed}"
         folder = Path(config.out or ROOT / lesson / "results")
         make_folder(folder, "--out")
         self.path = folder / f"{config.name}.json"
@@ -68,8 +68,8 @@ class Experiment:
         self.content = {"settings": settings, "machine": describe_machine(config.device), "rows": []}
         if self.path.exists():
             self.content = read_json(self.path)
-            if self.content["settings"] != settings:
-                raise UserError(f"{self.path} is of other settings; move it away, or name another --out")
+            if change := difference(self.content.get("settings", {}), settings):
+                raise UserError(f"{self.path} is of other settings ({change}); name another --out")
 
     @cached_property
     def splits(self):
@@ -137,26 +137,30 @@ class Experiment:
         validate with, if not plain digits. settings: of a configuration of this kind.
         """
         config, folder = self.config, self.folder_of(variant)
+        data, validation = data or (self.digits, self.held_back.batch(torch.arange(self.validated)))
         settings = {"steps": config.steps, "seed": config.seed, "device": config.device} | settings
         settings = kind(out=str(folder), **settings)
         if self.has_begun(variant):
-            refuse_other_settings(folder, settings)
+            refuse_other_settings(folder, settings, data)
             settings = replace(settings, resume=str(folder))
-        else:  # stopped before its first checkpoint, if it ever began: from the start
-            (folder / "config.json").unlink(missing_ok=True)
-        data, validation = data or (self.digits, self.held_back.batch(torch.arange(self.validated)))
         run = Run(self.lesson, settings, data.name, again="the same command again")
         return train(network, loss, data, settings, run, validation, metadata, show)
 
 
-def refuse_other_settings(folder, settings):
+def difference(before, now):
+    """What two settings (dicts) differ in, in words; "" if in nothing that both have."""
+    changes = (name for name in sorted(before.keys() & now.keys()) if before[name] != now[name])
+    return ", ".join(f"{name} was {before[name]}, is {now[name]}" for name in changes)
+
+
+def refuse_other_settings(folder, settings, data):
     """A training goes on, or is taken for finished, only if it is the one that is asked for."""
-    settings = json.loads(json.dumps(asdict(settings)))  # tuples as JSON has them
-    saved = read_json(folder / "config.json")["config"]
-    for name in settings.keys() & saved.keys() - {"device", "out", "resume", "data_dir", "cache_dir"}:
-        if saved[name] != settings[name]:
-            change = f"{name} was {saved[name]}, now {settings[name]}"
-            raise UserError(f"{folder} holds a training of other settings ({change}); move it away")
+    now = json.loads(json.dumps(asdict(settings) | {"data": data.name}))  # tuples as JSON has them
+    for free in ("device", "out", "resume", "data_dir", "cache_dir"):
+        now.pop(free, None)
+    saved = read_json(folder / "config.json")
+    if change := difference(saved["config"] | {"data": saved["data"]}, now):
+        raise UserError(f"{folder} holds a training of other settings ({change}); move it away")
 
 
 def quality(samples, reference, digits=None, colours=None):

@@ -91,11 +91,13 @@ class Run:
             self.state_file = self.state = None
             self.folder = Path(config.out or f"runs/{lesson}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
             self.info["command"] = " ".join(["python", *map(shlex.quote, sys.argv)])
-            if (self.folder / "config.json").exists():
+            if any(self.folder.glob("checkpoints/step_*.pt")):
                 raise UserError(f"--out {self.folder} holds a run already; use --resume, or name another")
+            if any(self.folder.glob("*")) and not (self.folder / "config.json").exists():
+                raise UserError(f"--out {self.folder} is not empty; name another")
         self.reference = ROOT / lesson / "results" / "metrics.csv"
         self.info["machine"] = describe_machine(config.device)
-        self.again = again or f"python {sys.argv[0]} --resume {self.folder}"
+        self.again = again or shlex.join(["python", sys.argv[0], "--resume", str(self.folder)])
         for folder in (self.folder, self.folder / "samples", self.folder / "checkpoints"):
             make_folder(folder, "--out")
         if not config.resume:
@@ -215,7 +217,7 @@ def load_state(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for broken files
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"--resume {path} is not a whole training state ({reason})") from None
 
 
@@ -223,7 +225,9 @@ def saved_config(resume, config_type):
     """The configuration of the run that is resumed, as a `config_type`; what it had not is the default."""
     saved = read_json(find_state(resume).parent.parent / "config.json")["config"]
     known = {field.name for field in dataclasses.fields(config_type)}
-    return as_config(config_type, {k: v for k, v in saved.items() if k in known} | {"out": None})
+    return as_config(
+        config_type, {k: v for k, v in saved.items() if k in known} | {"out": None, "dry_run": False}
+    )
 
 
 def as_config(config_type, values):

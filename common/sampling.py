@@ -72,6 +72,8 @@ def load_network(checkpoint, lesson, rebuild, device="cpu"):
 def check_out(out):
     path = Path(out)
     if not path.suffix:
+        if path.is_dir() and any(path.iterdir()):
+            raise UserError(f"--out {out} is a folder with something in it; name a new one")
         return make_folder(path, "--out")
     if path.suffix not in ENDINGS:
         endings = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"

@@ -23,7 +23,7 @@ from statistics import fmean
 
 import tyro
 
-from common.command import run_command
+from common.command import UserError, run_command
 from common.pictures import loss_curve
 from common.runs import (
     COLUMNS,
@@ -136,6 +136,8 @@ def main(config):
 
 def ship(run, name=None, evaluation=None):
     info, numbers = read_json(run / "config.json"), run / "metrics.json"  # of an experiment there are none
+    if info["config"]["dry_run"]:
+        raise UserError(f"{run} is a dry run; it has nothing to show")
     metrics = read_json(numbers) if numbers.exists() else {"machine": info["machine"]}
     results, shipped = results_of(info["lesson"], name), shipped_weights(info["lesson"], name)
     for folder in (results, shipped.parent):

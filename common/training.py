@@ -283,12 +283,12 @@ class Trainer:
         return parts | ({"loss": self.loss} if hasattr(self.loss, "state_dict") else {})
 
     def restore(self, state):
-        self.step, self.minutes, self.best = state["step"], state["minutes"], state["best"]
         try:
+            self.step, self.minutes, self.best = state["step"], state["minutes"], state["best"]
             for name, part in self.parts().items():
                 part.load_state_dict(state[name])
             in_order_of_weights(self.optimizer)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--resume: what was saved does not fit these settings ({reason})") from None
 

@@ -134,6 +134,17 @@ def check_sample(answer=sample):
     if len(nearest.unique()) < 3:
         raise Wrong("all samples are the same picture: is noise added in the steps between?")
 
+    def at_two_steps(x_t, t):
+        """Of a process of two steps, whose last guess is the x_t it is given."""
+        return two.noise_from_x_0(x_t, t, torch.where((t == 0).view(-1, 1, 1, 1), x_t, 0.0))
+
+    two = GaussianDiffusion(torch.tensor([0.02, 0.5], dtype=torch.float64))
+    spread = answer(two, at_two_steps, torch.zeros(1, 1, 100, 100), generator).std().item()
+    wanted = two.beta_tilde[1].sqrt().item()
+    if abs(spread - wanted) > 0.1 * wanted:
+        found = f"the noise of a step has the standard deviation {spread:.3f}"
+        raise Wrong(f"{found}; it should be {wanted:.3f}, the root of beta_tilde")
+
 
 CHECKS = [check_noisy, check_predicted_x_0, check_posterior, check_sample]
 

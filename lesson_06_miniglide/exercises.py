@@ -74,9 +74,12 @@ def check_to_network(answer=to_network):
         raise Wrong("the picture lies on its side: rows and columns have changed places")
     if not torch.allclose(x[0], expected, atol=0.003):
         raise Wrong("0 must become -1 and 255 must become 1, evenly between")
-    halves = Image.new("RGB", (128, 64), (255, 51, 51))
-    halves.paste((0, 0, 255), (64, 0, 128, 64))
-    left, right = answer(halves).mean(1)[:, [8, 56]].T  # RGB of the two halves
+    wide = Image.new("RGB", (128, 64), (255, 51, 51))
+    wide.paste((0, 0, 255), (104, 0, 128, 64))  # beyond the middle square
+    x = answer(wide)
+    if x.shape != (3, 64, 64):
+        raise Wrong(f"an image of 128 x 64 pixels comes out as {list(x.shape)}; make it 64 x 64")
+    left, right = x.mean(1)[:, [8, 60]].T  # RGB of its two colours
     if left[2] > left[0]:
         raise Wrong("red and blue have changed places")
     if abs(left[0] - 1) > 0.05 or abs(right[2] - 1) > 0.05:

@@ -112,7 +112,8 @@ def load_upsampler(checkpoint, noise_level, device, bases):
         raise UserError(str(error).replace("--checkpoint", "--upsampler")) from None
     if not isinstance(upsampler.network, UpsamplingUNet):
         raise UserError(f"--upsampler {checkpoint} does not enlarge; train --preset tiny_upsampler")
-    if not 0 <= noise_level < (levels := num_levels(upsampler.diffusion)):
+    levels = num_levels(upsampler.diffusion)
+    if not 0 <= noise_level < levels:
         raise UserError(f"--noise-level is {noise_level}; it was trained with levels from 0 to {levels - 1}")
     for base in bases:
         if (size := base.network.image_shape[-1]) != LOW_RES:

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from common.command import UserError
 from common.data import to_float
 from lesson_01_ddpm.diffusion import clip
+from lesson_06_miniglide.cache import to_rgb
 from lesson_06_miniglide.editing import inpaint_sample
 from lesson_06_miniglide.sketch import PatchSketchingUNet
 
@@ -82,7 +83,7 @@ class Repainting:
     @classmethod
     def load(cls, image, mask, size):
         """From files, the mask white where to draw. Raises UserError."""
-        drawn = coarse(np.array(read_picture(mask, "--mask").convert("L")) >= 128, min(size, 64))
+        drawn = coarse(np.array(on_black(read_picture(mask, "--mask"))) >= 128, min(size, 64))
         if not drawn.any():
             raise UserError(f"--mask {mask} is black; make white what is to be drawn anew")
         known = torch.from_numpy(~drawn).float()[None, None]
@@ -115,6 +116,12 @@ def coarse(painted, size):
     return np.array(Image.fromarray(painted.astype(np.float32)).resize((size, size), Image.BOX)) > 0
 
 
+def on_black(picture):
+    """A PIL image in gray; of a mask on a transparent ground only what is painted is white."""
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("L")
+
+
 def open_picture(path, flag, size):
     """float [1, 3, size, size] in [-1, 1], squished. Raises UserError."""
     return squished(read_picture(path, flag), size)
@@ -122,7 +129,7 @@ def open_picture(path, flag, size):
 
 def squished(picture, size, channels=3):
     """A PIL image -> float [1, 1 or 3, size, size] in [-1, 1]."""
-    picture = picture.convert("RGB" if channels == 3 else "L").resize((size, size), Image.BICUBIC)
+    picture = to_rgb(picture).convert("RGB" if channels == 3 else "L").resize((size, size), Image.BICUBIC)
     pixels = np.array(picture).reshape(size, size, channels)
     return to_float(torch.from_numpy(pixels)).permute(2, 0, 1)[None]
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from PIL import ImageOps
 from torch.nn.functional import avg_pool2d, cross_entropy
 from torch.nn.functional import group_norm as norm
 from torch.nn.functional import normalize as unit
@@ -115,6 +116,8 @@ WRONG = [
     ),
     (lesson_1.check_sample, lambda *args: sample(*args, noise_at_the_end=True), "in the last step"),
     (lesson_1.check_sample, lambda *args: sample(*args, noisy=False), "between"),
+    (lesson_1.check_sample, lambda *args: sample(*args, factor=lambda v: v), "root of beta_tilde"),
+    (lesson_1.check_sample, lambda *args: sample(*args, factor=lambda v: 0.3 * v**0.5), "root of beta_tilde"),
     (lesson_1.check_sample, lambda diffusion, denoiser, x_T, generator: x_T, "away from all three"),
     (lesson_2.check_cosine_schedule, lambda T: cosine_betas(T + 1), "T steps lie between"),
     (lesson_2.check_cosine_schedule, lambda T: cosine_betas(T).clamp(max=0.999) * 1.01, "without a limit"),
@@ -174,6 +177,7 @@ WRONG = [
     (lesson_6.check_to_network, lambda image: to_tensor(image.convert("RGB").resize((64, 64))), "-1, 1"),
     (lesson_6.check_to_network, lambda image: to_network(image).permute(1, 2, 0), "channels come last"),
     (lesson_6.check_to_network, lambda image: to_network(image).transpose(1, 2), "on its side"),
+    (lesson_6.check_to_network, lambda image: to_network(ImageOps.fit(image, (64, 64))), "do not crop"),
     (lesson_6.check_hybrid, lambda simple, kl, T: simple + 0.001 * kl / math.log(2), "times too little"),
     (lesson_6.check_hybrid, lambda simple, kl, T: simple + 0.001 * T * kl, "in nats"),
     (lesson_6.check_deal, lambda s, n, b, r, w, seed: batch_indices(s, n, b, seed), "same examples"),
@@ -218,3 +222,15 @@ def test_an_untouched_exercise_is_still_to_do(lesson, capsys):
     run_checks(lesson.CHECKS)
     verdicts = capsys.readouterr().out.splitlines()
     assert len(verdicts) == len(lesson.CHECKS) and all("still to do" in verdict for verdict in verdicts)
+
+
+def test_an_answer_that_breaks_leaves_the_other_checks_alone(capsys):
+    def check_first():
+        return None.shape
+
+    def check_second():
+        pass
+
+    run_checks([check_first, check_second])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("first: not yet: it ends in AttributeError") and second == "second: right"

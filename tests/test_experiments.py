@@ -4,6 +4,7 @@ import importlib
 import json
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,8 +129,13 @@ def train_on_a_pixel(steps, out):
 def test_a_training_of_other_settings_is_not_taken_for_this_one(tmp_path):
     train_on_a_pixel(2, tmp_path / "first")
     train_on_a_pixel(2, tmp_path / "again")  # finished: nothing to do
-    with pytest.raises(UserError, match="steps was 2, now 3"):
-        train_on_a_pixel(3, tmp_path / "other")
+    train_on_a_pixel(3, tmp_path / "other")  # its steps are its own
+    files = Path("runs/experiments/lesson_test").glob("*/a/metrics.csv")
+    assert sorted(len(read_metrics(file)) for file in files) == [2, 3]
+    for file in Path("runs").glob("**/config.json"):
+        file.write_text(file.read_text().replace('"data": "drawn"', '"data": "mnist"'))
+    with pytest.raises(UserError, match="data was mnist, is drawn"):
+        train_on_a_pixel(2, tmp_path / "first")
 
 
 def test_two_seeds_at_once_keep_each_others_rows(tmp_path):

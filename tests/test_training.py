@@ -126,6 +126,17 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_old_way(tmp_path
     assert [row["step"] for row in read_metrics(run.folder / "metrics.csv")][-1] == 26
 
 
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        run_line(tmp_path, steps=1)
+    (tmp_path / "run" / "thesis.txt").unlink()
+    run_line(tmp_path, steps=1)
+    with pytest.raises(UserError, match="holds a run already"):
+        run_line(tmp_path, steps=1)
+
+
 SCRIPT = f"""
 import runpy, common.data, common.training
 common.data.NUM_DRAWN = 3000
