@@ -145,10 +145,9 @@ class Run:
             write_atomically(folder / file, lambda path: save_weights(path, weights, facts))
         self.state_file = folder / f"{name}.pt"
         write_atomically(self.state_file, lambda path: torch.save(state, path))
-        kept = [file for file in sorted(folder.glob("step_*.pt")) if file <= self.state_file][
-            -(self.keep or 0) :
-        ]
-        for old in set(folder.glob("step_*.pt")) - set(kept):
+        files = sorted(folder.glob("step_*.pt"))
+        earlier = [file for file in files if file <= self.state_file]
+        for old in set(files) - set(earlier[-self.keep :] if self.keep else earlier):
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
 

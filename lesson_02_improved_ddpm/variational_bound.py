@@ -69,7 +69,7 @@ def vb_terms_bits(diffusion, output, x_0, x_t, t, log_variance=learned_range, bo
 def prior_bits(diffusion, x_0):
     """KL(q(x_T | x_0) || N(0, I)), in bits per dimension: [N]. Training cannot change it, schedules can."""
     alpha_bar = diffusion.alpha_bar[-1]
-    mean = alpha_bar.sqrt() * x_0.double().cpu()  # in float64, which not every GPU has
+    mean = alpha_bar.sqrt() * x_0.cpu().double()  # in float64, which not every GPU has
     log_variance = (1 - alpha_bar).log().expand_as(mean)
     kl = normal_kl_bits(mean, log_variance, torch.zeros_like(mean), torch.zeros_like(mean))
     return kl.flatten(1).mean(1).float().to(x_0.device)

@@ -118,8 +118,10 @@ def coarse(painted, size):
 
 def on_black(picture):
     """A PIL image in gray; of a mask on a transparent ground only what is painted is white."""
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("L")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+    return to_rgb(picture).convert("L")
 
 
 def open_picture(path, flag, size):

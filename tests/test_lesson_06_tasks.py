@@ -163,6 +163,17 @@ def test_a_thin_stroke_of_a_mask_is_drawn_at_any_size(trained, tmp_path):
         assert (known == 0).any(3).all() and (known == 0).any(2).all()
 
 
+def test_pictures_of_any_kind_are_read(tmp_path):
+    """A mask is white where it is painted white, also on a transparent ground; 16 bits are not all white."""
+    mask = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    mask.paste((255, 255, 255, 255), (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    Image.fromarray(np.full((64, 64), 30000, np.uint16)).save(tmp_path / "gray.png")
+    repainting = Repainting.load(tmp_path / "gray.png", tmp_path / "mask.png", 64)
+    assert repainting.known.mean() == 0.5
+    assert repainting.image.mean().item() == pytest.approx(30000 / 32767.5 - 1, abs=0.01)
+
+
 @pytest.mark.parametrize("checkpoint", ["inpaint", "tiny"])
 def test_repainting_keeps_what_is_black_in_the_mask(checkpoint, trained, tmp_path):
     flags = ["--checkpoint", str(trained / checkpoint), "--image", str(trained / "image.png")]
