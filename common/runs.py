@@ -127,7 +127,7 @@ class Run:
         self.rows = csv.DictWriter(self.metrics, COLUMNS)
 
     def log(self, row):
-        self.rows.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        self.rows.writerow(rounded(row))
         if self.writer:
             for name, value in row.items():
                 self.writer.add_scalar(name, value, row["step"])
@@ -241,13 +241,16 @@ def read_json(path):
         raise UserError(f"{path} cannot be read ({error})") from None
 
 
+def rounded(row):
+    """A row as metrics.csv holds it."""
+    return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+
+
 def write_metrics(path, rows):
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-        )
+        writer.writerows(map(rounded, rows))
 
 
 def read_metrics(path):

@@ -13,7 +13,6 @@ measured of it; its mark in a README is `<!-- results lesson_06_miniglide/dogs -
 marked by its file, `<!-- results lesson_06_miniglide/errata.json -->`.
 """
 
-import csv
 import re
 import shlex
 import shutil
@@ -35,6 +34,7 @@ from common.runs import (
     shipped_weights,
     write_atomically,
     write_json,
+    write_metrics,
 )
 
 STEPS_A_ROW = 20  # of the reference curve
@@ -177,15 +177,12 @@ def results_of(lesson, name=None):
 
 def thin_out(metrics_csv, path):
     """The same curve in a smaller file: a row is the mean of several steps, named by its last."""
-    rows = read_metrics(metrics_csv)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for group in (rows[i : i + STEPS_A_ROW] for i in range(0, len(rows), STEPS_A_ROW)):
-            names = [name for name in COLUMNS if any(name in row for row in group)]
-            mean = {name: fmean(row[name] for row in group if name in row) for name in names}
-            mean["step"] = group[-1]["step"]
-            writer.writerow({k: f"{v:.6g}" for k, v in mean.items()})
+    rows, means = read_metrics(metrics_csv), []
+    for group in (rows[i : i + STEPS_A_ROW] for i in range(0, len(rows), STEPS_A_ROW)):
+        names = [name for name in COLUMNS if any(name in row for row in group)]
+        mean = {name: fmean(row[name] for row in group if name in row) for name in names}
+        means.append(mean | {"step": group[-1]["step"]})
+    write_metrics(path, means)
 
 
 def filled(readme):

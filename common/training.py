@@ -7,9 +7,7 @@ minutes are the nearer limit the learning rate follows the clock, which never go
 
 import copy
 import math
-import signal
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -22,6 +20,7 @@ from common.command import UserError, autocast, pick_device
 from common.memory import keep_freed_memory
 from common.muon import Muon
 from common.pictures import loss_curve
+from common.stop_signals import StopSignals
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "muon": Muon}
 
@@ -119,32 +118,6 @@ def in_order_of_weights(optimizer):
         for name, moment in state.items():
             if moment.shape == weight.shape:
                 state[name] = torch.empty_like(weight).copy_(moment)
-
-
-class StopSignals:
-    """While open, the first Ctrl-C or SIGTERM only asks the step at work to finish; a second one ends all.
-
-    What follows within ECHO seconds is the same one: torchrun passes on what the terminal has sent already.
-    """
-
-    ECHO = 3
-
-    def __enter__(self):
-        self.caught, self.old = None, {}
-        if threading.current_thread() is threading.main_thread():
-            self.old = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def catch(self, number, frame):
-        if self.caught is None:
-            self.caught, self.when = number, time.monotonic()
-        elif time.monotonic() - self.when > self.ECHO:
-            self.__exit__()
-            signal.raise_signal(number)
-
-    def __exit__(self, *_):
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
 
 
 def train(network, loss, data, config, run=None, validation=None, metadata=None, show=None):

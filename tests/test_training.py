@@ -15,7 +15,8 @@ from torch import nn
 from common import runs
 from common.command import UserError
 from common.runs import Run, load_weights, read_json, read_metrics, saved_config, write_atomically
-from common.training import EMA, OPTIMIZERS, StopSignals, TrainConfig, Trainer, learning_rate_factor, train
+from common.stop_signals import StopSignals
+from common.training import EMA, OPTIMIZERS, TrainConfig, Trainer, learning_rate_factor, train
 from tests.conftest import ROOT
 
 
