@@ -60,14 +60,13 @@ class Model:
         def rebuild(facts):
             return REBUILD[facts["lesson"]](facts)
 
-        loaded = load_network(checkpoint or shipped_weights("lesson_05_cfg"), None, rebuild)
-        network, self.diffusion, self.facts = loaded
-        if isinstance(network, UpsamplingUNet):
+        loaded = load_network(checkpoint or shipped_weights("lesson_05_cfg"), None, rebuild, device)
+        self.network, self.diffusion, self.facts = loaded
+        if isinstance(self.network, UpsamplingUNet):
             raise UserError("--checkpoint enlarges pictures; the page needs a network that draws them")
         self.device = pick_device(device)
-        self.network = network.to(self.device)
         self.reader = reader_of(self.facts) if "text" in self.facts else None
-        self.image_shape = getattr(network, "image_shape", lesson_1.IMAGE_SHAPE)
+        self.image_shape = getattr(self.network, "image_shape", lesson_1.IMAGE_SHAPE)
 
     def denoiser(self, prompt, n, guidance_scale, **seen):
         """For n samples of a prompt; lesson 3's is a digit, lessons 1 and 2 take none."""

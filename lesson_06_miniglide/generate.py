@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from common.command import UserError, check_choice, pick_device
+from common.command import UserError, check_choice
 from common.runs import digest
 from common.sampling import in_steps, load_network, sample_batches
 from lesson_01_ddpm.diffusion import GaussianDiffusion
@@ -38,10 +38,9 @@ class Generator:
     @classmethod
     def load(cls, checkpoint, device="auto"):
         """checkpoint: a .safetensors file or a run's folder; None: the shipped weights. Raises UserError."""
-        network, diffusion, facts = load_network(checkpoint, LESSON, rebuild)
+        network, diffusion, facts = load_network(checkpoint, LESSON, rebuild, device)
         # autocast keeps what it has rounded, for all steps of a sample, only of weights that can be trained
-        network = network.to(pick_device(device)).requires_grad_(True)
-        return cls(network, diffusion, reader_of(facts), tuple(facts["prompts"]))
+        return cls(network.requires_grad_(True), diffusion, reader_of(facts), tuple(facts["prompts"]))
 
     @classmethod
     def load_base(cls, checkpoint, device="auto"):
