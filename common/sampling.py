@@ -1,145 +1,177 @@
-"""What every sample.py shares: its flags, running a sampler in batches, and writing .png, .npz or .gif."""
+"""What every sample.py shares: its flags, sampling in batches, and writing .png, .npz, .gif or a folder."""
 
 import json
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
-from common.command import UserError, autocast, pick_device
-from common.data import to_pixels
-from common.pictures import frames_of, label_grid, save_gif
-from common.runs import load_weights, make_folder, shipped_weights, write_atomically
+from common.cli import PositiveInt, Seed, check_choice
+from common.device import autocast, pick_device
+from common.errors import UserError
+from common.files import make_folder, write_atomically, write_text
+from common.images import to_pixels
+from common.plotting import plot_grid, sampling_frames, save_gif
+from common.protocols import Denoiser, Model, Process, Sampler, SamplerStep
 
-ENDINGS = (".png", ".npz", ".gif")
+SUFFIXES = (".png", ".npz", ".gif")
+# A sampler whose process is bound: (denoiser, x_T, generator) -> steps
+BoundSampler: TypeAlias = Callable[..., Iterator[SamplerStep]]
+# Indices of a batch's samples -> the denoiser for these samples
+MakeDenoiser: TypeAlias = Callable[[Tensor], Denoiser]
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    checkpoint: str | None = None  # a .safetensors file or a run's folder; default: the shipped weights
-    steps: int = 50  # network evaluations a sample
-    sampler: str = "ddpm"
-    seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda, mps
-    # .png: a picture; .npz: arrays `images`, `prompts`; .gif: the sampling itself; no ending: a folder of
-    # images and a metadata.jsonl with their captions
+    """Settings of sampling from a checkpoint."""
+
+    checkpoint: str | None = None  # a .safetensors file or a run's folder; default: the pretrained weights
+    steps: PositiveInt = 50  # network evaluations per sample
+    sampler: str = "ddpm"  # name of the sampler
+    seed: Seed = 0  # of the noise
+    device: str = "auto"  # auto, cpu, cuda or mps
+    # .png: a grid; .npz: arrays `images` and `prompts`; .gif: an animation of sampling; no suffix: a folder
+    # of images and a metadata.jsonl with their captions
     out: str = "samples.png"
 
 
-def load_for_sampling(config, lesson, samplers, rebuild):
-    """What the flags ask for, each checked before any work is done: (sampler, network, facts).
+def load_sampler(
+    config: SampleConfig, samplers: dict[str, Sampler], load: Callable[[str | None, str], Model]
+) -> tuple[BoundSampler, Model]:
+    """Check all flags, then load the model; return it with the sampler that the flags ask for.
 
-    samplers: name -> (diffusion, denoiser, x_T, generator) -> steps; the first argument comes bound to
-    `config.steps` timesteps. rebuild: the checkpoint's facts -> (network, diffusion). Raises UserError.
+    samplers: by name. load: (checkpoint, device) -> model. Raises UserError.
     """
-    if config.sampler not in samplers:
-        later = {"ddim": " (ddim comes in lesson 2)", "dpm++": " (dpm++ comes in lesson 5)"}
-        choices = " or ".join(samplers) + later.get(config.sampler, "")
-        raise UserError(f"--sampler {config.sampler} is unknown here; choose {choices}")
-    check_out(config.out)
-    network, diffusion, facts = load_network(config.checkpoint, lesson, rebuild, config.device)
-    return in_steps(samplers[config.sampler], diffusion, config.steps), network, facts
+    check_choice("--sampler", config.sampler, samplers)
+    check_output_path(config.out)
+    model = load(config.checkpoint, config.device)
+    return respace_sampler(samplers[config.sampler], model.process, config.steps), model
 
 
-def in_steps(sampler, diffusion, steps):
-    """The sampler with so many timesteps, evenly spaced. Raises UserError."""
+def respace_sampler(sampler: Sampler, process: Process, steps: int) -> BoundSampler:
+    """Bind a sampler to `steps` evenly spaced timesteps. Raises UserError if the process has fewer."""
     try:
-        return partial(sampler, diffusion.evenly(steps))
+        return partial(sampler, process.respace_evenly(steps))
     except ValueError as error:
-        raise UserError(f"--steps {steps}: {error}") from None
+        raise UserError(f"steps {steps}: {error}") from None
 
 
-def load_network(checkpoint, lesson, rebuild, device="cpu"):
-    """(network, diffusion, facts) of a checkpoint; None is the one that is shipped. Raises UserError.
-
-    device: where the network shall be, as --device says it.
-    """
-    weights, facts = load_weights(checkpoint or shipped_weights(lesson), lesson)
-    network, diffusion = rebuild(facts)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--checkpoint: its weights do not fit its settings ({reason})") from None
-    network = network.to(pick_device(device), memory_format=torch.channels_last)  # a fifth faster in it
-    return network.eval().requires_grad_(False), diffusion, facts
-
-
-def check_out(out):
+def check_output_path(out: str) -> None:
+    """Raise UserError if samples could not be written to --out; create the folder it lies in."""
     path = Path(out)
     if not path.suffix:
         if path.is_dir() and any(path.iterdir()):
-            raise UserError(f"--out {out} is a folder with something in it; name a new one")
+            raise UserError(f"--out {out} is a folder that is not empty; name a new one")
         return make_folder(path, "--out")
-    if path.suffix not in ENDINGS:
-        endings = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
-        raise UserError(f"--out {out}: the name must end in {endings}, or have no ending (a folder)")
+    if path.suffix not in SUFFIXES:
+        suffixes = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise UserError(f"--out {out}: the name must end in {suffixes}, or have no suffix (a folder)")
     make_folder(path.parent, "--out")
     if path.is_dir():
         raise UserError(f"--out {out} is a folder; name a file")
 
 
-def sample_batches(sampler, denoiser_of, shape, n, config, batch_size=250):
-    """Draw n samples in batches and return them on the CPU: [n, *shape].
+def sample_batches(
+    sampler: BoundSampler,
+    make_denoiser: MakeDenoiser,
+    image_shape: tuple[int, ...],
+    n: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    batch_size: int = 250,
+    on_step: Callable[[], object] | None = None,
+) -> Float[Tensor, "{n} c h w"]:
+    """Draw n samples in batches and return them on the CPU.
 
-    sampler: (denoiser, x_T, generator) -> steps. denoiser_of: (indices of a batch's samples) -> denoiser.
-    config: with `seed` and `device`.
+    on_step: called after every step of the sampler, for instance to move a progress bar.
     """
-    generator, device = torch.Generator().manual_seed(config.seed), pick_device(config.device)
+    generator, torch_device = torch.Generator().manual_seed(seed), pick_device(device)
     samples = []
     for indices in torch.arange(n).split(batch_size):
-        x_T = torch.randn(len(indices), *shape, generator=generator).to(device)
-        with torch.no_grad(), autocast(device):
-            last = deque(sampler(denoiser_of(indices), x_T, generator), maxlen=1).pop()
-        samples.append(last.x_prev.float().cpu())
+        x_T = torch.randn(len(indices), *image_shape, generator=generator).to(torch_device)
+        with torch.no_grad(), autocast(torch_device):
+            for step in sampler(make_denoiser(indices), x_T, generator):
+                x = step.x_prev
+                if on_step:
+                    on_step()
+        samples.append(x.float().cpu())
     return torch.cat(samples)
 
 
-def sample_steps(sampler, denoiser_of, shape, n, config):
-    """The same, keeping every step: for animations and strips of a few samples."""
-    generator, device = torch.Generator().manual_seed(config.seed), pick_device(config.device)
-    x_T = torch.randn(n, *shape, generator=generator).to(device)
-    with torch.no_grad(), autocast(device):
-        steps = sampler(denoiser_of(torch.arange(n)), x_T, generator)
-        return [type(step)(step.t, *(x.float().cpu() for x in step[1:])) for step in steps]
+def sample_trajectory(
+    sampler: BoundSampler,
+    make_denoiser: MakeDenoiser,
+    image_shape: tuple[int, ...],
+    n: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+) -> list[SamplerStep]:
+    """Draw n samples in one batch and return every step on the CPU, for animations and trajectory plots."""
+    generator, torch_device = torch.Generator().manual_seed(seed), pick_device(device)
+    x_T = torch.randn(n, *image_shape, generator=generator).to(torch_device)
+    with torch.no_grad(), autocast(torch_device):
+        steps = sampler(make_denoiser(torch.arange(n)), x_T, generator)
+        return [SamplerStep(step.t, *(x.float().cpu() for x in step[1:])) for step in steps]
 
 
-def write_npz(path, images, prompts):
-    """`images` uint8 [N, H, W, C] and `prompts` [N]."""
-    arrays = {"images": to_pixels(images), "prompts": np.array(prompts)}
-    write_atomically(path, lambda part: np.savez_compressed(part, **arrays))
+def last_sample(steps: Iterator[SamplerStep]) -> Tensor:
+    """Run a sampler to its end and return the samples."""
+    return deque(steps, maxlen=1).pop().x_prev
 
 
-def write_folder(folder, images, prompts):
-    """NNNN.png and metadata.jsonl, the imagefolder layout that lesson 6 can train on."""
+def write_npz(path: Path, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> None:
+    """Write arrays `images` (uint8 [N, H, W, C]) and `prompts` [N]."""
+    pixels, texts = to_pixels(images), np.array(prompts)
+    write_atomically(path, lambda part: np.savez_compressed(part, images=pixels, prompts=texts))
+
+
+def write_folder(folder: Path, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> None:
+    """Write NNNN.png and metadata.jsonl, the imagefolder layout that lesson 6 can train on."""
     rows = [{"file_name": f"{i:04}.png", "text": prompt} for i, prompt in enumerate(prompts)]
-    for row, image in zip(rows, to_pixels(images)):
-        picture = Image.fromarray(image.squeeze())
-        write_atomically(folder / row["file_name"], picture.save)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(folder / "metadata.jsonl", lambda part: part.write_text(text, encoding="utf-8"))
+    for row, pixels in zip(rows, to_pixels(images)):
+        write_atomically(folder / row["file_name"], Image.fromarray(pixels.squeeze()).save)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_text(folder / "metadata.jsonl", "".join(lines))
 
 
-def write_samples(config, sampler, denoiser_of, shape, prompts, columns=8, **labels):
-    """Draw a sample a prompt and write config.out by its ending."""
-    n, path = len(prompts), Path(config.out)
-    if path.suffix == ".gif":
-        frames = frames_of(sample_steps(sampler, denoiser_of, shape, n, config), columns)
-        write_atomically(path, lambda part: save_gif(part, frames))
-    else:
-        write_images(path, sample_batches(sampler, denoiser_of, shape, n, config), prompts, columns, **labels)
-    print(f"{n} samples, {config.steps} steps of {config.sampler}: {path}")
-
-
-def write_images(path, images, prompts, columns=8, **labels):
-    """Finished samples, by the ending of `path`, all but .gif."""
+def write_images(
+    path: Path, images: Float[Tensor, "n c h w"], prompts: Sequence[str], columns: int = 8, **grid_kwargs: Any
+) -> None:
+    """Write samples in the format of the path's suffix, except .gif. grid_kwargs: for `plot_grid`."""
     if path.suffix == ".npz":
         write_npz(path, images, prompts)
     elif not path.suffix:
         write_folder(path, images, prompts)
     else:
-        write_atomically(path, label_grid(images, columns, **labels).savefig)
+        write_atomically(path, plot_grid(images, columns, **grid_kwargs).savefig)
+
+
+def write_samples(
+    config: SampleConfig,
+    sampler: BoundSampler,
+    make_denoiser: MakeDenoiser,
+    image_shape: tuple[int, ...],
+    prompts: Sequence[str],
+    columns: int = 8,
+    **grid_kwargs: Any,
+) -> None:
+    """Draw one sample per prompt and write config.out in the format of its suffix."""
+    n, path = len(prompts), Path(config.out)
+    seed, device = config.seed, config.device
+    if path.suffix == ".gif":
+        steps = sample_trajectory(sampler, make_denoiser, image_shape, n, seed=seed, device=device)
+        write_atomically(path, lambda part: save_gif(part, sampling_frames(steps, columns)))
+    else:
+        images = sample_batches(sampler, make_denoiser, image_shape, n, seed=seed, device=device)
+        write_images(path, images, prompts, columns, **grid_kwargs)
+    print(f"{n} samples, {config.steps} steps of {config.sampler}: {path}")

@@ -1,14 +1,20 @@
-"""Digits drawn by the program: the data set of last resort, for machines without MNIST and without a network.
+"""Synthetic digits: the data set of last resort, for machines without MNIST and without a network.
 
-Every digit is a few pen strokes through control points in the unit square (x to the right, y down). A drawing
-jitters the points, bends them through a spline, slants, turns and scales the result, and inks it with a pen
-of random width. Like MNIST, the digit then fills a 20x20 box and its centre of mass is the centre of 28x28
-pixels.
+Every digit consists of a few pen strokes through control points in the unit square (x to the right, y down).
+Each image jitters the points, connects them by a spline, slants, rotates and scales the result, and draws it
+with a pen of random width. As in MNIST, the digit fills a box of about 20x20 pixels, and its center of mass
+is near the center of 28x28 pixels.
 """
 
-import torch
+from typing import TypeAlias
 
-# The ways of writing each digit. A point is x,y in percent; a slash lifts the pen.
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+Stroke: TypeAlias = list[list[float]]  # points (x, y) in the unit square
+
+# The ways of writing each digit: lines of "digit stroke / stroke". A point is x,y in percent.
 STROKES = """
 0 50,0 12,22 8,68 45,100 85,75 90,28 50,0
 0 65,5 30,5 2,50 25,98 70,90 98,45 75,5 50,10
@@ -42,62 +48,65 @@ STROKES = """
 9 75,15 40,2 12,30 45,45 75,15 75,55 60,90 20,98
 9 85,10 50,0 10,25 30,50 70,35 80,15 70,55 50,100
 """
-SEGMENTS = 5  # so many straight pieces between two points of a stroke
+SEGMENTS = 5  # straight segments between two neighboring control points
 
 
-def draw_digits(labels, generator):
-    """Draw one digit a label.
+def render_digits(labels: Int[Tensor, "n"], generator: torch.Generator) -> UInt8[Tensor, "n 28 28"]:
+    """Draw one digit per label, 0 to 9: 255 where there is ink, on black.
 
-    labels: [N] integers 0-9. Returns uint8 [N, 28, 28], ink 255 on black 0.
+    Equal labels and an equally seeded generator give equal images.
     """
     images = torch.zeros(len(labels), 28, 28, dtype=torch.uint8)
     for digit in range(10):
-        variants = [parse(line[2:]) for line in STROKES.splitlines() if line.startswith(str(digit))]
-        where = (labels == digit).nonzero()[:, 0]
-        choice = torch.randint(len(variants), (len(where),), generator=generator)
+        variants = [parse_strokes(line[2:]) for line in STROKES.splitlines() if line.startswith(str(digit))]
+        of_digit = (labels == digit).nonzero()[:, 0]
+        choice = torch.randint(len(variants), (len(of_digit),), generator=generator)
         for i, strokes in enumerate(variants):
-            for chunk in where[choice == i].split(256):
-                images[chunk] = ink(pen_path(strokes, len(chunk), generator), generator)
+            for chunk in of_digit[choice == i].split(256):
+                images[chunk] = rasterize(*pen_strokes(strokes, len(chunk), generator), generator)
     return images
 
 
-def parse(text):
-    """The strokes, each a list of points (x, y) in the unit square."""
+def parse_strokes(text: str) -> list[Stroke]:
+    """Return the strokes of one line of STROKES, without its digit."""
     return [
         [[int(n) / 100 for n in point.split(",")] for point in stroke.split()] for stroke in text.split("/")
     ]
 
 
-def pen_path(strokes, n, generator):
-    """n hand-written versions of the strokes: straight pieces from a to b, each [n, S, 2], in pixels."""
+def pen_strokes(
+    strokes: list[Stroke], n: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "{n} segments 2"], Float[Tensor, "{n} segments 2"]]:
+    """Return the segments of n handwritten versions of a digit: start and end points (x, y), in pixels."""
 
-    def uniform(low, high, *shape):
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(n, *shape, generator=generator)
 
     starts, ends = [], []
     for stroke in strokes:
         points = torch.tensor(stroke) + 0.045 * torch.randn(n, len(stroke), 2, generator=generator)
         line = catmull_rom(points)
-        starts, ends = [*starts, line[:, :-1]], [*ends, line[:, 1:]]
-    pieces = torch.stack([torch.cat(starts, 1), torch.cat(ends, 1)], 1) - 0.5  # [n, 2, S, 2]
+        starts.append(line[:, :-1])
+        ends.append(line[:, 1:])
+    segments = torch.stack([torch.cat(starts, 1), torch.cat(ends, 1)], 1) - 0.5  # [n, 2, segments, 2]
 
     aspect, slant, angle = uniform(0.45, 0.95), uniform(-0.15, 0.5), uniform(-0.15, 0.15)
-    x, y = pieces.unbind(-1)
+    x, y = segments.unbind(-1)
     x = x * aspect[:, None, None] - slant[:, None, None] * y
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    pieces = torch.stack([cos * x - sin * y, sin * x + cos * y], -1)
+    segments = torch.stack([cos * x - sin * y, sin * x + cos * y], -1)
 
-    low, high = pieces.amin((1, 2)), pieces.amax((1, 2))
+    low, high = segments.amin((1, 2)), segments.amax((1, 2))
     size = (high - low).amax(-1).clamp(min=0.3)
-    pieces = pieces * (uniform(16.5, 19) / size)[:, None, None, None]
-    length = (pieces[:, 1] - pieces[:, 0]).norm(dim=-1, keepdim=True)
-    centre = (pieces.mean(1) * length).sum(1) / length.sum(1)
-    pieces = pieces - centre[:, None, None] + 13.5 + uniform(-0.7, 0.7, 1, 1, 2)
-    return pieces[:, 0], pieces[:, 1]
+    segments = segments * (uniform(16.5, 19) / size)[:, None, None, None]
+    length = (segments[:, 1] - segments[:, 0]).norm(dim=-1, keepdim=True)
+    center_of_mass = (segments.mean(1) * length).sum(1) / length.sum(1)
+    segments = segments - center_of_mass[:, None, None] + 13.5 + uniform(-0.7, 0.7, 1, 1, 2)
+    return segments[:, 0], segments[:, 1]
 
 
-def catmull_rom(points):
-    """A smooth line through the points. points: [n, P, 2]; returns [n, (P - 1) * SEGMENTS + 1, 2]."""
+def catmull_rom(points: Float[Tensor, "n points 2"]) -> Float[Tensor, "n line_points 2"]:
+    """Return a Catmull-Rom spline, a smooth line through the points with SEGMENTS segments between two."""
     padded = torch.cat([points[:, :1], points, points[:, -1:]], 1)
     p0, p1, p2, p3 = (padded[:, i : i + points.shape[1] - 1, None] for i in range(4))
     u = (torch.arange(SEGMENTS) / SEGMENTS)[:, None]
@@ -107,10 +116,11 @@ def catmull_rom(points):
     return torch.cat([line.flatten(1, 2), points[:, -1:]], 1)
 
 
-def ink(path, generator):
-    """Draw the pieces with a round pen of random width, soft at its edge. Returns uint8 [n, 28, 28]."""
-    a, b = (p[:, None] for p in path)  # [n, 1, S, 2]
-    n = len(a)
+def rasterize(
+    start: Float[Tensor, "n segments 2"], end: Float[Tensor, "n segments 2"], generator: torch.Generator
+) -> UInt8[Tensor, "n 28 28"]:
+    """Draw the segments with a round pen of random width and soft edge."""
+    n, a, b = len(start), start[:, None], end[:, None]  # [n, 1, segments, 2]
     row, column = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
     pixel = torch.stack([column, row], -1).view(1, 784, 1, 2)
     along = ((pixel - a) * (b - a)).sum(-1) / ((b - a) ** 2).sum(-1).clamp(min=1e-8)
