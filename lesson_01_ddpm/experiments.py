@@ -1,37 +1,68 @@
-"""Lesson 1, measured: python lesson_01_ddpm/experiments.py NAME
+"""Measure lesson 1: python lesson_01_ddpm/experiments.py NAME
 
-    variances       fixed small and large variance at 10 to 1000 steps
-    along_training  FID and loss of the averaged weights, along one training
-    ema             one training's weights averaged over more or fewer steps, or not at all
-    neighbours      samples above the training digits nearest to them
-    mistakes        the classic bugs, each trained beside the right version
+NAME is one of
+    variances       fixed small and large variance at 10 to 1000 sampling steps
+    along_training  FID and loss of the averaged weights at several steps of one training run
+    ema             the weights of one training run, averaged over more or fewer steps, or not at all
+    neighbours      samples and the training digits that are nearest to them
+    mistakes        the classic bugs, each trained next to the right version
 
-Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
+Each writes results/NAME.json and NAME.png. An interrupted experiment continues with the missing rows.
 """
 
-import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
-from common.command import pick_device, run_command
-from common.evaluation import reference_for
-from common.experiments import Experiment, ExperimentConfig, quality, run_experiment
-from common.pictures import curves, label_grid
-from common.runs import newest, read_metrics, write_atomically
-from common.sampling import load_network, sample_batches
-from lesson_01_ddpm import diffusion as ddpm
-from lesson_01_ddpm.train_mnist import IMAGE_SHAPE, NETWORK, new_diffusion, rebuild
-from lesson_01_ddpm.unet import UNet
+from common.cli import run_command
+from common.digits.evaluation import reference_for
+from common.digits.mnist import Digits, load_splits
+from common.files import write_atomically
+from common.plotting import plot_curves, plot_grid
+from common.protocols import Denoiser, Images, Loss, LossAtT, Sampler
+from common.results.experiments import (
+    ExperimentConfig,
+    by_name,
+    open_table,
+    run_experiment,
+    run_folder,
+    sample_metrics,
+    save_figure,
+    save_image_rows,
+    save_losses,
+    train_variant,
+    with_default_steps,
+)
+from common.results.table import ResultsTable, Row
+from common.sampling import sample_batches
+from common.training.checkpoints import latest_checkpoint
+from common.training.metrics_csv import read_metrics
+from lesson_01_ddpm.diffusion import ddpm_sample, fixed_large, fixed_small, loss_simple, training_loss
+from lesson_01_ddpm.mistakes import (
+    AveragingLoss,
+    loss_unscaled,
+    loss_without_t,
+    sample_with_final_noise,
+    with_next_t,
+    without_t,
+)
+from lesson_01_ddpm.model import IMAGE_SHAPE, LESSON, build_model, load, make_diffusion
 
-LESSON = "lesson_01_ddpm"
-SHOWN_STEPS = 100  # of the samples that are compared
-STEPS = (10, 25, 50, 100, 250, 1000)
-DECAYS = (0.0, 0.9, 0.99, 0.995, 0.999, 0.9995)  # of the averages that are compared
+SHOWN_STEPS = 100  # sampling steps where samples are compared
+STEPS = (10, 25, 50, 100, 250, 1000)  # sampling steps of `variances`
+DECAYS = (0.0, 0.9, 0.99, 0.995, 0.999, 0.9995)  # of the averages that `ema` compares
+NUM_VALIDATION = 512  # images of the validation loss
+COLUMN_TITLES = {"steps": "sampling steps", "step": "training step", "loss": "validation loss"}
+
+Samplers = Mapping[str, Callable[[int], Tensor]]  # name -> (n -> samples)
 
 
 @dataclass(frozen=True)
@@ -39,190 +70,171 @@ class Config(ExperimentConfig):
     __doc__ = __doc__
 
 
-def draw(denoiser, n, steps, config, **settings):
-    sampler = partial(ddpm.ddpm_sample, new_diffusion().evenly(steps), **settings)
-    return sample_batches(sampler, lambda indices: denoiser, IMAGE_SHAPE, n, config)
+def sample(
+    denoiser: Denoiser, config: ExperimentConfig, steps: int, n: int, sampler: Sampler = ddpm_sample
+) -> Float[Tensor, "{n} 1 32 32"]:
+    """Draw n digits in `steps` sampling steps."""
+    sampler = partial(sampler, make_diffusion().respace_evenly(steps))
+    return sample_batches(
+        sampler, lambda indices: denoiser, IMAGE_SHAPE, n, seed=config.seed, device=config.device
+    )
 
 
-def compare(experiment, key, drawers):
-    """A row and a line of samples for each. drawers: name -> (n, steps, config) -> samples."""
-    config = experiment.config
-    reference = reference_for(experiment.digits)
+def compare(
+    table: ResultsTable, digits: Digits, config: ExperimentConfig, column: str, samplers: Samplers
+) -> None:
+    """Add one row and show one line of samples per sampler. column: of the samplers' names."""
+    reference = reference_for(digits)
 
-    def measure(drawer):
-        return quality(drawer(config.num_samples, SHOWN_STEPS, config), reference)
+    def measure(draw: Callable[[int], Tensor]) -> Row:
+        return sample_metrics(draw(config.num_samples), reference)
 
-    for name, drawer in drawers.items():
-        experiment.row(measure, drawer, **{key: name})
-    experiment.save_rows({name: drawer(16, SHOWN_STEPS, config) for name, drawer in drawers.items()})
-
-
-def loss_simple(network, x_0, label):
-    return ddpm.loss_at_random_t(ddpm.loss_simple, new_diffusion(), network, x_0)
+    for name, draw in samplers.items():
+        table.row(partial(measure, draw), **{column: name})
+    save_image_rows(table, {name: draw(16) for name, draw in samplers.items()})
 
 
-def new_network(config):
+def make_loss(loss: LossAtT = loss_simple) -> Loss:
+    """Return the training loss (network, x_0, label) -> [N] of a loss at t; the label is ignored."""
+    diffusion = make_diffusion()
+    return lambda network, x_0, label: training_loss(loss, diffusion, network, x_0)
+
+
+def new_network(config: ExperimentConfig) -> nn.Module:
+    """Return an untrained network, the same for the same seed."""
     torch.manual_seed(config.seed)
-    return UNet(NETWORK)
+    return build_model().network
 
 
-def variances(config):
-    """Which fixed variance is better depends on the number of steps (Nichol & Dhariwal 2021, section 3.1)."""
-    network, _, _ = load_network(None, LESSON, rebuild, config.device)
-    experiment = Experiment(LESSON, config, weights_of=LESSON)
-    reference, lines = reference_for(experiment.digits), {}
+def train_digits(
+    config: ExperimentConfig, data: tuple[Digits, Digits], variant: str, loss: Loss, **kwargs: Any
+) -> nn.Module:
+    """Train one variant and return its averaged network. kwargs: for `train_variant`."""
+    validation = data[1].batch(torch.arange(NUM_VALIDATION))
+    kwargs["metadata"] = build_model().metadata
+    return train_variant(LESSON, config, variant, new_network(config), loss, data[0], validation, **kwargs)
 
-    def measure(variance, steps):
-        samples = draw(network, config.samples_at(steps), steps, config, log_variance=variance)
-        return quality(samples, reference)
 
-    for variance in (ddpm.fixed_small, ddpm.fixed_large):
-        name = variance.__name__
+def variances(config: ExperimentConfig) -> None:
+    """Show that the better fixed variance depends on the steps (Nichol & Dhariwal 2021, section 3.1)."""
+    config = with_default_steps(config)
+    table = open_table(LESSON, config, weights_of=LESSON)
+    reference = reference_for(load_splits(config.dataset, config.data_dir)[0])
+    network = load(device=config.device).network
+    curves: dict[str, list[tuple[float, float]]] = {}
+
+    def measure(sampler: Sampler, steps: int) -> Row:
+        samples = sample(network, config, steps, config.samples_at(steps), sampler)
+        return sample_metrics(samples, reference)
+
+    for name, log_variance_fn in by_name((fixed_small, fixed_large)).items():
+        curves[name], sampler = [], partial(ddpm_sample, log_variance_fn=log_variance_fn)
         for steps in STEPS:
-            row = experiment.row(measure, variance, steps, variance=name, steps=steps)
-            lines.setdefault(name, []).append((steps, row["fid"] - row["fid_floor"]))
-    experiment.save(curves(lines, "steps", "FID above that of real digits"))
+            row = table.row(partial(measure, sampler, steps), variance=name, steps=steps)
+            curves[name].append((steps, row["fid"] - row["fid_floor"]))
+    save_figure(table, plot_curves(curves, "steps", "FID above that of real digits"))
 
 
-def one_training(experiment):
-    """The training that `along_training` and `ema` measure: (averaged network, its `Averages`, the folder).
+def train_once(
+    config: ExperimentConfig, data: tuple[Digits, Digits]
+) -> tuple[nn.Module, AveragingLoss, Path]:
+    """Train the run that `along_training` and `ema` share.
 
-    moments/ in that folder holds the averaged network's weights at every 500 steps, as step_NNNNNNN.
+    Returns the averaged network, the loss with further averages, and a folder: right/ in it is the run, and
+    snapshots/step_*.safetensors are the averaged weights at every 500 steps.
     """
-    config, folder = experiment.config, experiment.folder_of()
-    (folder / "moments").mkdir(parents=True, exist_ok=True)
+    folder = run_folder(LESSON, config, group="one_training")
+    (folder / "snapshots").mkdir(parents=True, exist_ok=True)
 
-    def keep(network):
-        latest = newest(folder / "right", "safetensors", "--out")
-        write_atomically(folder / "moments" / latest.name, lambda part: copyfile(latest, part))
-        return label_grid(draw(network, 16, 10, config))
+    def keep_weights(network: nn.Module) -> Figure:
+        """Copy the latest checkpoint; previews are not made for the one of a run that is interrupted."""
+        latest = latest_checkpoint(folder / "right", "safetensors", "--out")
+        write_atomically(folder / "snapshots" / latest.name, lambda part: copyfile(latest, part))
+        return plot_grid(sample(network, config, 10, 16))
 
-    network = new_network(config)
-    loss = Averages(network, DECAYS, config.device)
-    return experiment.train("right", network, loss, keep, checkpoint_every=500), loss, folder
+    loss = AveragingLoss(make_loss(), new_network(config), DECAYS, config.device)
+    settings = {"group": "one_training", "preview": keep_weights, "checkpoint_every": 500}
+    return train_digits(config, data, "right", loss, **settings), loss, folder
 
 
-def along_training(config):
-    """The loss flattens while the samples still get better: one training, looked at every 500 steps."""
-    experiment = Experiment(LESSON, config, trainings="one_training")
-    reference = reference_for(experiment.digits)
-    folder = one_training(experiment)[-1]
+def along_training(config: ExperimentConfig) -> None:
+    """Show that samples still improve after the loss has flattened."""
+    config = with_default_steps(config)
+    table = open_table(LESSON, config)
+    data = load_splits(config.dataset, config.data_dir)
+    reference, folder = reference_for(data[0]), train_once(config, data)[-1]
+    metrics = read_metrics(folder / "right" / "metrics.csv")
+    losses = {row["step"]: row.get("validation_loss") for row in metrics}
+    curves: dict[str, list[tuple[float, float]]] = {"FID": [], "1000 L_simple, validation": []}
 
-    def measure(file):
-        network = new_network(config).to(pick_device(config.device)).eval()
-        network.load_state_dict(load_file(file))
-        return quality(draw(network, config.num_samples, SHOWN_STEPS, config), reference)
+    def measure(file: Path) -> Row:
+        network = load(str(file), config.device).network
+        return sample_metrics(sample(network, config, SHOWN_STEPS, config.num_samples), reference)
 
-    lines = {"FID": [], "1000 L_simple, validation": []}
-    losses = {
-        row["step"]: row.get("validation_loss") for row in read_metrics(folder / "right" / "metrics.csv")
-    }
-    for file in sorted(folder.glob("moments/step_*.safetensors")):
+    for file in sorted(folder.glob("snapshots/step_*.safetensors")):
         step = int(file.stem.removeprefix("step_"))
-        loss = losses[step]
-        row = experiment.row(measure, file, step=step, loss=loss)
-        lines["FID"].append((step, row["fid"]))
-        lines["1000 L_simple, validation"].append((step, 1000 * loss))
-    experiment.save(curves(lines, "step", "of the averaged weights"))
+        row = table.row(partial(measure, file), step=step, loss=losses[step])
+        curves["FID"].append((step, row["fid"]))
+        curves["1000 L_simple, validation"].append((step, 1000 * row["loss"]))
+    save_figure(table, plot_curves(curves, "step", "of the averaged weights"))
 
 
-class Averages(nn.Module):
-    """lesson 1's loss, which on the way averages the weights of the network it is given, in several ways.
-
-    decays: of the averages, without warm-up; 0 keeps the weights as they are. device: as --device says it.
-    """
-
-    def __init__(self, network, decays, device):
-        super().__init__()
-        self.decays, self.averages = decays, nn.ModuleList(copy.deepcopy(network) for _ in decays)
-        self.to(pick_device(device))
-
-    def forward(self, network, x_0, label):
-        if torch.is_grad_enabled():
-            for decay, average in zip(self.decays, self.averages):
-                torch._foreach_lerp_(
-                    [p.data for p in average.parameters()], [p.data for p in network.parameters()], 1 - decay
-                )
-        return loss_simple(network, x_0, label)
+def ema(config: ExperimentConfig) -> None:
+    """Measure what averaging the weights is worth, and what averaging for too long costs."""
+    config = with_default_steps(config)
+    table = open_table(LESSON, config)
+    data = load_splits(config.dataset, config.data_dir)
+    network, loss, _ = train_once(config, data)
+    networks = {"0.995 with warm-up": network} | dict(zip(map(str, DECAYS), loss.averages))
+    samplers = {name: partial(sample, net.eval(), config, SHOWN_STEPS) for name, net in networks.items()}
+    compare(table, data[0], config, "decay", samplers)
 
 
-def ema(config):
-    """What averaging the weights is worth, and what it costs to average too long or from the start."""
-    experiment = Experiment(LESSON, config, trainings="one_training")
-    with_warm_up, loss, _ = one_training(experiment)
-    averages = {"0.995 with warm-up": with_warm_up} | dict(zip(map(str, DECAYS), loss.averages))
-    compare(experiment, "decay", {name: partial(draw, net.eval()) for name, net in averages.items()})
+def neighbours(config: ExperimentConfig) -> None:
+    """Show that samples are as far from the training digits as unseen digits are, so they are no copies."""
+    config = with_default_steps(config)
+    table = open_table(LESSON, config, weights_of=LESSON)
+    digits, unseen = load_splits(config.dataset, config.data_dir)
+    network = load(device=config.device).network
+    samples = sample(network, config, SHOWN_STEPS, config.num_samples).clamp(-1, 1)
 
-
-def neighbours(config):
-    """Samples are not training digits: they are as far from them as unseen digits are."""
-    network, _, _ = load_network(None, LESSON, rebuild, config.device)
-    experiment = Experiment(LESSON, config, weights_of=LESSON)
-    seen, unseen = experiment.digits, experiment.held_back
-    samples = draw(network, config.num_samples, SHOWN_STEPS, config).clamp(-1, 1)
-
-    def nearest(images):
-        parts = [torch.cdist(x.flatten(1), seen.images.flatten(1)).min(1) for x in images.split(100)]
+    def nearest(images: Images) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
+        parts = [torch.cdist(x.flatten(1), digits.images.flatten(1)).min(1) for x in images.split(100)]
         return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
-    def distances(images):
+    def measure(images: Images) -> Row:
         quantiles = nearest(images)[0].quantile(torch.tensor([0.01, 0.5, 0.99])).tolist()
         return {"n": len(images)} | dict(zip(("1 %", "50 %", "99 %"), quantiles))
 
-    experiment.row(distances, samples, images="samples")
-    experiment.row(distances, unseen.images[: len(samples)], images="unseen digits")
-    closest = seen.images[nearest(samples[:16])[1]]
-    experiment.save_rows({"sample": samples[:16], "nearest in training": closest})
+    table.row(partial(measure, samples), images="samples")
+    table.row(partial(measure, unseen.images[: len(samples)]), images="unseen digits")
+    closest = digits.images[nearest(samples[:16])[1]]
+    save_image_rows(table, {"sample": samples[:16], "nearest in training": closest})
 
 
-def unscaled_loss(network, x_0, label):
-    """The mistake: pictures in [0, 1], which `loss_simple` would refuse."""
-    diffusion, x_0 = new_diffusion(), (x_0 + 1) / 2
-    t, noise = torch.randint(1000, (len(x_0),)).to(x_0.device), torch.randn_like(x_0)
-    return ddpm.squared_error(network(diffusion.q_sample(x_0, t, noise), t), noise)
-
-
-def forgetful(network):
-    """The mistake: the network is told the same t always."""
-    return lambda x_t, t: network(x_t, torch.full_like(t, 500))
-
-
-def one_off(network):
-    """The mistake: the paper's t, counted from 1, given to a network that counts from 0."""
-    return lambda x_t, t: network(x_t, (t + 1).clamp(max=999))
-
-
-def grainy(denoiser, n, steps, config):
-    """The mistake: noise in the last step too, as much as that step's beta."""
-    samples = draw(denoiser, n, steps, config)
-    beta = new_diffusion().evenly(steps).betas[0].item()
-    return samples + beta**0.5 * torch.randn_like(samples)
-
-
-def mistakes(config):
-    """Each bug beside the right version, trained for the same time: what it does to the samples."""
-    experiment, network = Experiment(LESSON, config, steps=1000), new_network(config)
-    cold = Averages(network, (0.999,), config.device)
-
-    def no_t_loss(network, x_0, label):
-        return loss_simple(forgetful(network), x_0, label)
-
-    right = experiment.train("right", network, cold)
-    unscaled = experiment.train("unscaled", new_network(config), unscaled_loss)
-    no_t = experiment.train("no_t", new_network(config), no_t_loss)
-    drawers = {
-        "right": partial(draw, right),
-        "images in [0, 1]": partial(draw, unscaled),
-        "t forgotten": partial(draw, forgetful(no_t)),
-        "t off by one": partial(draw, one_off(right)),
-        "EMA 0.999, cold": partial(draw, cold.averages[0].eval()),
-        "noise at the end": partial(grainy, right),
+def mistakes(config: ExperimentConfig) -> None:
+    """Compare each bug with the right version, trained for as many steps."""
+    config = with_default_steps(config, 1000)
+    table = open_table(LESSON, config)
+    data = load_splits(config.dataset, config.data_dir)
+    averaging = AveragingLoss(make_loss(), new_network(config), (0.999,), config.device)
+    losses = {"right": averaging, "unscaled": make_loss(loss_unscaled), "no_t": make_loss(loss_without_t)}
+    trained = {name: train_digits(config, data, name, loss) for name, loss in losses.items()}
+    right = trained["right"]
+    denoisers = {
+        "right": right,
+        "images in [0, 1]": trained["unscaled"],
+        "t forgotten": without_t(trained["no_t"]),
+        "t off by one": with_next_t(right),
+        "EMA 0.999, cold": averaging.averages[0].eval(),
     }
-    compare(experiment, "mistake", drawers)
-    experiment.save_losses(["right", "unscaled", "no_t"])
+    samplers = {name: partial(sample, net, config, SHOWN_STEPS) for name, net in denoisers.items()}
+    samplers["noise at the end"] = partial(samplers["right"], sampler=sample_with_final_noise)
+    compare(table, data[0], config, "mistake", samplers)
+    save_losses(table, {name: run_folder(LESSON, config, name) for name in losses})
 
 
-EXPERIMENTS = {f.__name__: f for f in (variances, along_training, ema, neighbours, mistakes)}
+EXPERIMENTS = by_name((variances, along_training, ema, neighbours, mistakes))
 
 if __name__ == "__main__":
-    run_command(lambda config: run_experiment(EXPERIMENTS, config), Config)
+    run_command(partial(run_experiment, EXPERIMENTS), Config)

@@ -1,69 +1,71 @@
-"""Lesson 1: train a DDPM on MNIST, draw digits with it, and measure them.
+"""Lesson 1: train a DDPM on MNIST, sample from it, and measure the samples.
 
 python lesson_01_ddpm/train_mnist.py
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
-from common.command import run_command
-from common.data import load_splits
-from common.evaluation import reference_for, report
-from common.pictures import label_grid
-from common.runs import Run, as_config, saved_config
+from common.cli import SampleCount, run_command
+from common.digits.evaluation import evaluate, format_metrics, reference_for
+from common.digits.mnist import Digits, load_splits
+from common.plotting import plot_grid
 from common.sampling import sample_batches
-from common.training import DigitsConfig, train
-from lesson_01_ddpm import diffusion as ddpm
-from lesson_01_ddpm.unet import UNet, UNetConfig
-
-IMAGE_SHAPE = (1, 32, 32)
-# Half the channels at 32x32: that is where the time goes, and digits need little there.
-NETWORK = UNetConfig(channel_mult=(0.5, 1, 2, 2))
+from common.training.config import DigitsConfig
+from common.training.run_dir import RunDir, saved_config
+from common.training.train import train
+from lesson_01_ddpm.diffusion import ddpm_sample, loss_simple, training_loss
+from lesson_01_ddpm.model import IMAGE_SHAPE, LESSON, SamplingSteps, build_model
 
 
 @dataclass(frozen=True)
 class Config(DigitsConfig):
-    """Lesson 1: a diffusion model of handwritten digits."""
+    """Lesson 1: train a diffusion model of handwritten digits."""
 
-    sample_steps: int = 1000  # ancestral steps of the final picture
-    eval_steps: int = 100  # ancestral steps of the samples that are measured
-    num_eval: int = 500  # samples measured
+    sample_steps: SamplingSteps = 1000  # ancestral steps per sample of the final grid
+    eval_steps: SamplingSteps = 100  # ancestral steps per sample that is measured
+    num_eval: SampleCount = 500  # samples that are measured
 
     default_minutes = 8.0
 
 
-def new_diffusion():
-    return ddpm.GaussianDiffusion(ddpm.linear_betas(1000))
-
-
-def rebuild(facts):
-    """The network and the diffusion that a checkpoint's facts describe."""
-    return UNet(as_config(UNetConfig, facts["network"])), new_diffusion()
-
-
-def main(config):
-    digits, held_back = load_splits(config)
-    run = Run("lesson_01_ddpm", config, digits.name)
+def run(config: Config, data: tuple[Digits, Digits]) -> nn.Module:
+    """Train on `data` (training and validation digits), measure, and return the averaged network."""
+    digits, validation_digits = data
+    run_dir = RunDir(LESSON, config, digits.name)
+    reference = reference_for(digits)
     torch.manual_seed(config.seed)
-    network, facts = UNet(NETWORK), {"network": asdict(NETWORK)}
-    diffusion = new_diffusion()
+    network, diffusion, metadata = build_model()
 
-    def loss(network, x_0, label):
-        return ddpm.loss_at_random_t(ddpm.loss_simple, diffusion, network, x_0)
+    def loss(network: nn.Module, x_0: Tensor, label: Tensor) -> Tensor:
+        return training_loss(loss_simple, diffusion, network, x_0)
 
-    def draw(network, n, steps):
-        sampler = partial(ddpm.ddpm_sample, diffusion.evenly(config.at_most(steps)))
-        return sample_batches(sampler, lambda indices: network, IMAGE_SHAPE, config.at_most(n), config)
+    def sample(network: nn.Module, n: int, steps: int) -> Tensor:
+        sampler = partial(ddpm_sample, diffusion.respace_evenly(config.dry_run_cap(steps)))
+        n = config.dry_run_cap(n)
+        return sample_batches(
+            sampler, lambda indices: network, IMAGE_SHAPE, n, seed=config.seed, device=config.device
+        )
 
-    def show(network):
-        return label_grid(draw(network, 32, 50))
+    def preview(network: nn.Module) -> Figure:
+        return plot_grid(sample(network, 32, 50))
 
-    validation = held_back.batch(torch.arange(config.at_most(512)))
-    network = train(network, loss, digits, config, run, validation, facts, show)
-    measured = draw(network, config.num_eval, config.eval_steps)
-    report(run, measured, reference_for(digits), draw(network, 64, config.sample_steps))
+    validation = validation_digits.batch(torch.arange(config.dry_run_cap(512)))
+    network = train(
+        network, loss, digits, config, run=run_dir, validation=validation, metadata=metadata, preview=preview
+    )
+    metrics = evaluate(sample(network, config.num_eval, config.eval_steps), reference)
+    print(format_metrics(metrics))
+    run_dir.finish(metrics, "samples.png", plot_grid(sample(network, 64, config.sample_steps)))
+    return network
+
+
+def main(config: Config) -> None:
+    run(config, load_splits(config.dataset, config.data_dir))
 
 
 if __name__ == "__main__":

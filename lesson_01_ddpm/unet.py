@@ -1,212 +1,234 @@
-"""The DDPM UNet: sees a noisy image and the timestep, guesses the noise (Ho et al. 2020, appendix B)."""
+"""The DDPM UNet: predicts the noise in x_t, given x_t and the timestep (Ho et al. 2020, appendix B)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from common.command import cpu_has
-from common.norm import GroupNorm
-from common.resample import double
+from common.layers import GroupNorm, attend, upsample_nearest_2x
 
-FEW_PLACES = 256  # to attend to
+MakeLayer = Callable[..., nn.Module]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The network's settings, saved in every checkpoint."""
+    """Settings of a UNet, saved in every checkpoint."""
 
     image_size: int = 32
     in_channels: int = 1
     out_channels: int = 1
     num_channels: int = 32
-    channel_mult: tuple[float, ...] = (1, 2, 2, 2)  # of num_channels, at full, half, quarter ... resolution
-    num_res_blocks: int = 1  # at each resolution on the way down; one more on the way up
-    attention_resolutions: tuple[int, ...] = (8,)  # in pixels
-    groups: int = 4  # of GroupNorm
+    # times num_channels, at full, half, quarter ... resolution
+    channel_mult: tuple[float, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 1  # per resolution in the encoder; the decoder has one more
+    attention_resolutions: tuple[int, ...] = (8,)  # feature-map sizes at which there is attention
+    num_groups: int = 4  # of GroupNorm
+    patch_size: int = 1  # pixels per side that enter the network as one position; larger only in lesson 6
 
     @property
-    def emb_channels(self):
+    def emb_channels(self) -> int:
         return 4 * self.num_channels
 
 
-def timestep_embedding(t, width):
-    """[cos, sin] of t at geometrically spaced frequencies from 1 to 1/10000 (Vaswani et al. 2017).
+def timestep_embedding(t: Int[Tensor, "n"], width: int) -> Float[Tensor, "n {width}"]:
+    """Return [cos, sin] of t at geometrically spaced frequencies, 1 down to 1/10000 (Vaswani et al. 2017).
 
-    t: [N] -> float [N, width]. width must be even.
+    width must be even.
     """
     frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=t.device) / (width // 2))
     angles = t[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
-def zero(module):
-    """Set a layer's parameters to zero: its branch then starts as the identity."""
+def zero_module(module: Module) -> Module:
+    """Set a layer's parameters to zero, so that its residual branch starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
-def conv(c_in, c_out, stride=1):
+def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, stride, padding=1)
 
 
-def time_mlp(width):
-    """The timestep's embedding, made fit for use: [N, width] -> [N, 4 width]."""
+def time_mlp(width: int) -> nn.Sequential:
+    """Return the MLP that processes the timestep embedding: [N, width] -> [N, 4 width]."""
     return nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the timestep's embedding between, and a skip: c_in to c_out channels."""
+    """Two convolutions with the timestep embedding added in between, and a skip connection."""
 
-    def __init__(self, c_in, c_out, config):
+    def __init__(self, c_in: int, c_out: int, config: UNetConfig):
         super().__init__()
-        self.norm_1, self.conv_1 = GroupNorm(config.groups, c_in), conv(c_in, c_out)
+        self.norm_1, self.conv_1 = GroupNorm(config.num_groups, c_in), conv3x3(c_in, c_out)
         self.emb = nn.Linear(config.emb_channels, c_out)
-        self.norm_2, self.conv_2 = GroupNorm(config.groups, c_out), zero(conv(c_out, c_out))
+        self.norm_2, self.conv_2 = GroupNorm(config.num_groups, c_out), zero_module(conv3x3(c_out, c_out))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x, emb, context):
+    def forward(
+        self, x: Float[Tensor, "n c_in h w"], emb: Float[Tensor, "n emb"], context: Any
+    ) -> Float[Tensor, "n c_out h w"]:
         h = self.conv_1(F.silu(self.norm_1(x)))
         h = h + self.emb(F.silu(emb))[:, :, None, None]
         h = self.conv_2(F.silu(self.norm_2(h)))
         return self.skip(x) + h
 
 
-def attend(q, k, v):
-    """softmax(q k^T / sqrt(d)) v, each [N, ..., places, d]: values count more whose keys fit the query."""
-    if suits_one_kernel(q):
-        return F.scaled_dot_product_attention(q, k, v)
-    if q.shape[-2] > FEW_PLACES:  # image by image: of all at once the tables of weights would fill the memory
-        return torch.stack([weigh(*image) for image in zip(q, k, v)])
-    return weigh(q, k, v)
+class AttentionBlock(nn.Module):
+    """Self-attention with one head among all positions, and a skip connection."""
 
-
-def weigh(q, k, v):
-    return (q / q.shape[-1] ** 0.5 @ k.mT).softmax(-1) @ v
-
-
-def suits_one_kernel(q):
-    """PyTorch's fused kernel is for GPUs, and in bf16 for CPUs with AMX while no gradient is asked for. On a
-    CPU plain products are faster in bf16 else (by up to a half), and for a small table of weights."""
-    if q.device.type != "cpu":
-        return True
-    if q.dtype == torch.bfloat16:
-        return cpu_has("amx_tile") and not q.requires_grad
-    return q.shape[-2] > FEW_PLACES
-
-
-class Attention(nn.Module):
-    """Every pixel looks at every pixel: one head of self-attention, and a skip."""
-
-    def __init__(self, channels, config):
+    def __init__(self, channels: int, config: UNetConfig):
         super().__init__()
-        self.norm = GroupNorm(config.groups, channels)
+        self.norm = GroupNorm(config.num_groups, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj = zero(nn.Conv1d(channels, channels, 1))
+        self.proj = zero_module(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x, emb, context):
-        pixels = rearrange(self.norm(x), "n c h w -> n c (h w)")
-        q, k, v = rearrange(self.qkv(pixels), "n (three c) pixels -> three n pixels c", three=3)
-        attended = rearrange(attend(q, k, v), "n pixels c -> n c pixels")
+    def forward(
+        self, x: Float[Tensor, "n c h w"], emb: Float[Tensor, "n emb"], context: Any
+    ) -> Float[Tensor, "n c h w"]:
+        positions = rearrange(self.norm(x), "n c h w -> n c (h w)")
+        q, k, v = rearrange(self.qkv(positions), "n (three c) positions -> three n positions c", three=3)
+        attended = rearrange(attend(q, k, v), "n positions c -> n c positions")
         return x + self.proj(attended).view_as(x)
 
 
 class Downsample(nn.Module):
-    def __init__(self, channels, config):
-        super().__init__()
-        self.conv = conv(channels, channels, stride=2)
+    """Halve the resolution by a convolution of stride 2."""
 
-    def forward(self, x, emb, context):
+    def __init__(self, channels: int, config: UNetConfig):
+        super().__init__()
+        self.conv = conv3x3(channels, channels, stride=2)
+
+    def forward(self, x: Tensor, emb: Tensor, context: Any) -> Tensor:
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    def __init__(self, channels, config):
+    """Double the resolution by repeating pixels, then convolve."""
+
+    def __init__(self, channels: int, config: UNetConfig):
         super().__init__()
-        self.conv = conv(channels, channels)
+        self.conv = conv3x3(channels, channels)
 
-    def forward(self, x, emb, context):
-        return self.conv(double(x))
+    def forward(self, x: Tensor, emb: Tensor, context: Any) -> Tensor:
+        return self.conv(upsample_nearest_2x(x))
 
 
-class Layers(nn.ModuleList):
-    """Layers in a row. Each is called as layer(x, emb, context) and takes of these what it needs."""
+class TimestepEmbedSequential(nn.ModuleList):
+    """Layers in sequence, each called as layer(x, emb, context), of which it uses what it needs."""
 
-    def forward(self, x, emb, context):
+    def forward(self, x: Tensor, emb: Tensor, context: Any) -> Tensor:
         for layer in self:
             x = layer(x, emb, context)
         return x
 
 
-class HalfUNet(nn.Module):
-    """The way down, which halves the resolution level by level, and the middle.
+class UNetEncoder(nn.Module):
+    """The first half of a UNet: levels of halving resolution, and the middle.
 
-    What the levels are built of can be replaced: a part is made by `res_block(c_in, c_out, config)`,
+    The parts of which it is built can be replaced; they are called as `res_block(c_in, c_out, config)`,
     `attention(channels, config)` and `downsample(channels, config)`.
     """
 
-    def __init__(self, config, res_block=ResBlock, attention=Attention, downsample=Downsample):
+    def __init__(
+        self,
+        config: UNetConfig,
+        res_block: MakeLayer = ResBlock,
+        attention: MakeLayer = AttentionBlock,
+        downsample: MakeLayer = Downsample,
+    ):
         super().__init__()
         self.config = config
-        self.levels = [int(mult * config.num_channels) for mult in config.channel_mult]
+        self.level_channels = [int(mult * config.num_channels) for mult in config.channel_mult]
         self.time_mlp = time_mlp(config.num_channels)
-        c = self.levels[0]
-        self.first, self.kept = conv(config.in_channels, c), [c]  # channels of what is kept for the way up
+        c = self.level_channels[0]
+        self.conv_in = conv3x3(config.in_channels * config.patch_size**2, c)
+        self.skip_channels = [c]  # of the feature maps that the decoder will receive
         self.down = nn.ModuleList()
-        for level, channels in enumerate(self.levels):
+        for level, channels in enumerate(self.level_channels):
             for _ in range(config.num_res_blocks):
                 self.down.append(self.block(level, c, channels, res_block, attention))
-                self.kept.append(c := channels)
-            if level < len(self.levels) - 1:
-                self.down.append(Layers([downsample(c, config)]))
-                self.kept.append(c)
-        self.middle = Layers([res_block(c, c, config), attention(c, config), res_block(c, c, config)])
+                self.skip_channels.append(c := channels)
+            if level < len(self.level_channels) - 1:
+                self.down.append(TimestepEmbedSequential([downsample(c, config)]))
+                self.skip_channels.append(c)
+        self.middle = TimestepEmbedSequential(
+            [res_block(c, c, config), attention(c, config), res_block(c, c, config)]
+        )
 
-    def block(self, level, c_in, c_out, res_block, attention):
-        """A residual block, and attention if this level has it."""
-        layers = Layers([res_block(c_in, c_out, self.config)])
-        if self.config.image_size // 2**level in self.config.attention_resolutions:
+    def block(
+        self, level: int, c_in: int, c_out: int, res_block: MakeLayer, attention: MakeLayer
+    ) -> TimestepEmbedSequential:
+        """Return a residual block, followed by attention if this level has it."""
+        layers = TimestepEmbedSequential([res_block(c_in, c_out, self.config)])
+        size = self.config.image_size // self.config.patch_size // 2**level
+        if size in self.config.attention_resolutions:
             layers.append(attention(c_out, self.config))
         return layers
 
-    def descend(self, x_t, t, embedding, context):
-        """(the middle's output, a stack of what was computed on the way, the timestep's embedding)."""
+    def encode(
+        self,
+        x_t: Float[Tensor, "n c h w"],
+        t: Int[Tensor, "n"],
+        embedding: Tensor | float = 0.0,
+        context: Any = None,
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return the middle's output, the stack of feature maps for the decoder, and the embedding of t."""
         emb = self.time_mlp(timestep_embedding(t, self.config.num_channels)) + embedding
-        h = self.first(x_t)
-        stack = [h]
+        h = self.conv_in(F.pixel_unshuffle(x_t, self.config.patch_size))
+        skips = [h]
         for layers in self.down:
-            stack.append(h := layers(h, emb, context))
-        return self.middle(h, emb, context), stack, emb
+            skips.append(h := layers(h, emb, context))
+        return self.middle(h, emb, context), skips, emb
 
 
-class UNet(HalfUNet):
-    """(x_t [N, C, H, W], t [N]) -> [N, out_channels, H, W].
+class UNet(UNetEncoder):
+    """(x_t [N, C, H, W], t [N]) -> output [N, out_channels, H, W].
 
-    The way up doubles the resolution again and joins on what the way down has kept. Later lessons give an
-    `embedding` [N, emb_channels] to add to the timestep's, and a `context` that only the attention looks at.
+    The decoder doubles the resolution level by level and concatenates the encoder's feature maps. Later
+    lessons pass an `embedding` [N, emb_channels] to add to that of t, and a `context` for the attention.
     """
 
     def __init__(
-        self, config, res_block=ResBlock, attention=Attention, downsample=Downsample, upsample=Upsample
+        self,
+        config: UNetConfig,
+        res_block: MakeLayer = ResBlock,
+        attention: MakeLayer = AttentionBlock,
+        downsample: MakeLayer = Downsample,
+        upsample: MakeLayer = Upsample,
     ):
         super().__init__(config, res_block, attention, downsample)
-        kept, c = list(self.kept), self.levels[-1]
+        skip_channels, c = list(self.skip_channels), self.level_channels[-1]
         self.up = nn.ModuleList()
-        for level, channels in reversed(list(enumerate(self.levels))):
-            for _ in range(config.num_res_blocks + 1):
-                self.up.append(self.block(level, c + kept.pop(), channels, res_block, attention))
+        for level, channels in reversed(list(enumerate(self.level_channels))):
+            for i in range(config.num_res_blocks + 1):
+                layers = self.block(level, c + skip_channels.pop(), channels, res_block, attention)
                 c = channels
-            if level > 0:
-                self.up[-1].append(upsample(c, config))
-        norm = GroupNorm(config.groups, c)
-        self.last = nn.Sequential(norm, nn.SiLU(), zero(conv(c, config.out_channels)))
+                if level > 0 and i == config.num_res_blocks:
+                    layers.append(upsample(c, config))
+                self.up.append(layers)
+        self.conv_out = nn.Sequential(
+            GroupNorm(config.num_groups, c),
+            nn.SiLU(),
+            zero_module(conv3x3(c, config.out_channels * config.patch_size**2)),
+        )
 
-    def forward(self, x_t, t, embedding=0, context=None):
-        h, stack, emb = self.descend(x_t, t, embedding, context)
+    def forward(
+        self,
+        x_t: Float[Tensor, "n c h w"],
+        t: Int[Tensor, "n"],
+        embedding: Tensor | float = 0.0,
+        context: Any = None,
+    ) -> Float[Tensor, "n out_c h w"]:
+        h, skips, emb = self.encode(x_t, t, embedding, context)
         for layers in self.up:
-            h = layers(torch.cat([h, stack.pop()], 1), emb, context)
-        return self.last(h)
+            h = layers(torch.cat([h, skips.pop()], 1), emb, context)
+        return F.pixel_shuffle(self.conv_out(h), self.config.patch_size)
