@@ -1,43 +1,67 @@
-"""Lesson 2, measured: python lesson_02_improved_ddpm/experiments.py NAME
+"""Measure lesson 2: python lesson_02_improved_ddpm/experiments.py NAME
 
-    objectives      linear and cosine schedule with L_simple, L_hybrid and L_vlb: bits per dimension and FID
+NAME is one of
+    objectives      linear and cosine schedule with L_simple, L_hybrid and L_vlb: bits/dim and FID
     few_steps       fixed variances, learned variance and DDIM at 5 to 250 steps
-    lesson_1_bits   bits per dimension of lesson 1's network with either fixed variance
-    gradient_noise  the gradient of L_vlb with t drawn uniformly and by importance
-    mistakes        the classic bugs, each trained beside the right version
+    lesson_1_bits   bits/dim of lesson 1's network with either fixed variance
+    gradient_noise  the gradient of L_vlb with uniform and with importance-sampled t
+    mistakes        the classic bugs, each trained next to the right version
 
-Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
+Each writes results/NAME.json and NAME.png. An interrupted experiment continues with the missing rows.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from common.command import run_command
-from common.evaluation import reference_for
-from common.experiments import Experiment, ExperimentConfig, quality, run_experiment
-from common.pictures import bars, curves
-from common.sampling import load_network, sample_batches
-from lesson_01_ddpm import diffusion as ddpm
-from lesson_01_ddpm import train_mnist as lesson_1
-from lesson_01_ddpm.unet import UNet
-from lesson_02_improved_ddpm.ddim import SAMPLERS, ddim_sample
-from lesson_02_improved_ddpm.importance_sampling import ImportanceSampled
-from lesson_02_improved_ddpm.train_mnist import LOSSES, NETWORK, SCHEDULES, new_diffusion, new_loss, rebuild
-from lesson_02_improved_ddpm.variational_bound import (
-    bits_per_dim,
-    learned_range,
-    loss_hybrid,
-    loss_vlb,
-    vb_terms_bits,
+from common.cli import run_command
+from common.device import pick_device
+from common.digits.evaluation import reference_for
+from common.digits.mnist import Digits, load_splits
+from common.plotting import plot_bars, plot_curves
+from common.protocols import Denoiser, Loss, LossAtT, Sampler
+from common.results.experiments import (
+    ExperimentConfig,
+    by_name,
+    open_table,
+    run_experiment,
+    run_folder,
+    sample_metrics,
+    save_figure,
+    save_image_rows,
+    save_losses,
+    train_variant,
+    with_default_steps,
 )
+from common.results.table import Row
+from common.sampling import sample_batches
+from lesson_01_ddpm import model as lesson_1
+from lesson_01_ddpm.diffusion import GaussianDiffusion, ddpm_sample, fixed_large, fixed_small, training_loss
+from lesson_02_improved_ddpm.ddim import SAMPLERS, ddim_sample
+from lesson_02_improved_ddpm.importance_sampling import ImportanceSampledLoss
+from lesson_02_improved_ddpm.mistakes import leaking_hybrid, swapped_range, unmapped, weighted_hybrid
+from lesson_02_improved_ddpm.model import (
+    IMAGE_SHAPE,
+    LESSON,
+    SCHEDULES,
+    UNET_CONFIG,
+    build_model,
+    load,
+    make_diffusion,
+)
+from lesson_02_improved_ddpm.train_mnist import LOSSES, make_loss
+from lesson_02_improved_ddpm.variational_bound import bits_per_dim, learned_range, loss_hybrid, loss_vlb
 
-LESSON = "lesson_02_improved_ddpm"
-SHOWN_STEPS = 100  # of the samples that are compared
-STEPS = (5, 10, 25, 50, 100, 250)
-BATCHES = 50  # whose gradients are compared
+SHOWN_STEPS = 100  # sampling steps where samples are compared
+STEPS = (5, 10, 25, 50, 100, 250)  # sampling steps of `few_steps`
+BATCHES = 50  # whose gradients `gradient_noise` compares
 HISTORY = 10  # losses at each t that importance sampling remembers
+NUM_VALIDATION = 512  # images of the validation loss
+COLUMN_TITLES = {"steps": "sampling steps", "bits_per_dim_error": ("error", ".2f")}
 
 
 @dataclass(frozen=True)
@@ -45,182 +69,180 @@ class Config(ExperimentConfig):
     __doc__ = __doc__
 
 
-def draw(denoiser, process, n, config, sampler=SAMPLERS["ddpm"]):
-    sampler = partial(sampler, process)
-    return sample_batches(sampler, lambda indices: denoiser, lesson_1.IMAGE_SHAPE, n, config)
+def sample(
+    denoiser: Denoiser,
+    process: GaussianDiffusion,
+    n: int,
+    config: ExperimentConfig,
+    sampler: Sampler = SAMPLERS["ddpm"],
+) -> Float[Tensor, "{n} 1 32 32"]:
+    """Draw n digits in as many steps as the process has."""
+    return sample_batches(
+        partial(sampler, process),
+        lambda indices: denoiser,
+        IMAGE_SHAPE,
+        n,
+        seed=config.seed,
+        device=config.device,
+    )
 
 
-def bits_of(network, diffusion, experiment, **settings):
-    """Bits per dimension of held-back digits, t and noise from the seed."""
-    config, device = experiment.config, next(network.parameters()).device
-    images = experiment.held_back.images[: config.num_samples].to(device)
+def measure_bits(
+    network: nn.Module, process: GaussianDiffusion, digits: Digits, config: ExperimentConfig, **kwargs: Any
+) -> Row:
+    """Return the bits/dim of validation digits and their error. kwargs: for `bits_per_dim`."""
+    images = digits.images[: config.num_samples].to(pick_device(config.device))
     torch.manual_seed(config.seed)
-    return bits_per_dim(diffusion, network, images.split(250), draws=4, **settings)._asdict()
+    return bits_per_dim(process, network, images.split(250), draws=4, **kwargs)._asdict()
 
 
-def new_network(config, objective="hybrid"):
+def train_digits(
+    config: ExperimentConfig, data: tuple[Digits, Digits], variant: str, loss: Loss, channels: int = 2
+) -> nn.Module:
+    """Train one variant and return its averaged network. channels: of its output."""
     torch.manual_seed(config.seed)
-    return UNet(replace(NETWORK, out_channels=1) if objective == "simple" else NETWORK)
+    network = build_model(replace(UNET_CONFIG, out_channels=channels)).network
+    validation = data[1].batch(torch.arange(NUM_VALIDATION))
+    return train_variant(LESSON, config, variant, network, loss, data[0], validation)
 
 
-def objectives(config):
-    """Nichol & Dhariwal 2021, table 2: L_vlb has the best bits, L_hybrid nearly, and a far better FID."""
-    experiment = Experiment(LESSON, config)
-    reference = reference_for(experiment.digits)
-    shown = {}
+def uniform_loss(loss: LossAtT, diffusion: GaussianDiffusion) -> Loss:
+    """Return the training loss (network, x_0, label) -> [N] of a loss at uniform t; the label is ignored."""
+    return lambda network, x_0, label=None: training_loss(loss, diffusion, network, x_0)
 
-    def measure(network, diffusion):
-        samples = draw(network, diffusion.evenly(SHOWN_STEPS), config.num_samples, config)
-        return quality(samples, reference) | bits_of(network, diffusion, experiment)
+
+def objectives(config: ExperimentConfig) -> None:
+    """Compare schedules and losses in bits/dim and FID (Nichol & Dhariwal 2021, tables 1 and 2)."""
+    config = with_default_steps(config)
+    table = open_table(LESSON, config)
+    data = load_splits(config.dataset, config.data_dir)
+    reference, shown = reference_for(data[0]), {}
+
+    def measure(network: nn.Module, diffusion: GaussianDiffusion) -> Row:
+        samples = sample(network, diffusion.respace_evenly(SHOWN_STEPS), config.num_samples, config)
+        return sample_metrics(samples, reference) | measure_bits(network, diffusion, data[1], config)
 
     for schedule in SCHEDULES:
         for objective in LOSSES:
-            name, diffusion = f"{schedule}, {objective}", new_diffusion(schedule)
-            network = new_network(config, objective)
-            network = experiment.train(name, network, new_loss(objective, diffusion))
-            experiment.row(measure, network, diffusion, schedule=schedule, objective=objective)
-            shown[name] = draw(network, diffusion.evenly(SHOWN_STEPS), 16, config)
-    experiment.save_rows(shown)
+            name, diffusion = f"{schedule}, {objective}", make_diffusion(schedule)
+            channels = 1 if objective == "simple" else 2
+            network = train_digits(config, data, name, make_loss(objective, diffusion), channels)
+            table.row(partial(measure, network, diffusion), schedule=schedule, objective=objective)
+            shown[name] = sample(network, diffusion.respace_evenly(SHOWN_STEPS), 16, config)
+    save_image_rows(table, shown)
 
 
-def few_steps(config):
-    """Nichol & Dhariwal 2021, figure 8: learned variance holds at few steps, and below 50 DDIM is better."""
-    network, diffusion, _ = load_network(None, LESSON, rebuild, config.device)
-    experiment = Experiment(LESSON, config, weights_of=LESSON)
-    reference = reference_for(experiment.digits)
-    samplers = {
-        "fixed small": partial(ddpm.ddpm_sample, log_variance=ddpm.fixed_small),
-        "fixed large": partial(ddpm.ddpm_sample, log_variance=ddpm.fixed_large),
-        "learned": partial(ddpm.ddpm_sample, log_variance=learned_range),
+def few_steps(config: ExperimentConfig) -> None:
+    """Compare variances and DDIM at few sampling steps (Nichol & Dhariwal 2021, figure 8)."""
+    config = with_default_steps(config)
+    table = open_table(LESSON, config, weights_of=LESSON)
+    reference = reference_for(load_splits(config.dataset, config.data_dir)[0])
+    network, diffusion, _ = load(device=config.device)
+    samplers: dict[str, Sampler] = {
+        "fixed small": partial(ddpm_sample, log_variance_fn=fixed_small),
+        "fixed large": partial(ddpm_sample, log_variance_fn=fixed_large),
+        "learned": partial(ddpm_sample, log_variance_fn=learned_range),
         "DDIM": ddim_sample,
     }
+    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in samplers}
 
-    def measure(sampler, steps):
-        samples = draw(network, diffusion.evenly(steps), config.samples_at(steps), config, sampler)
-        return quality(samples, reference)
+    def measure(sampler: Sampler, steps: int) -> Row:
+        process = diffusion.respace_evenly(steps)
+        return sample_metrics(sample(network, process, config.samples_at(steps), config, sampler), reference)
 
-    lines = {name: [] for name in samplers}
     for name, sampler in samplers.items():
         for steps in STEPS:
-            row = experiment.row(measure, sampler, steps, sampler=name, steps=steps)
-            lines[name].append((steps, row["fid"] - row["fid_floor"]))
-    experiment.save(curves(lines, "steps", "FID above that of real digits"))
+            row = table.row(partial(measure, sampler, steps), sampler=name, steps=steps)
+            curves[name].append((steps, row["fid"] - row["fid_floor"]))
+    save_figure(table, plot_curves(curves, "steps", "FID above that of real digits"))
 
 
-def lesson_1_bits(config):
-    """Ho et al. 2020 sample well with either variance; as a code one of them is better."""
-    network, diffusion, _ = load_network(None, "lesson_01_ddpm", lesson_1.rebuild, config.device)
-    experiment = Experiment(LESSON, config, weights_of="lesson_01_ddpm")
+def lesson_1_bits(config: ExperimentConfig) -> None:
+    """Compare lesson 1's two variances in bits/dim; in samples of 1000 steps they do not differ."""
+    config = with_default_steps(config)
+    table = open_table(LESSON, config, weights_of=lesson_1.LESSON)
+    _, digits = load_splits(config.dataset, config.data_dir)
+    network, diffusion, _ = lesson_1.load(device=config.device)
     bits = {}
-    for variance in (ddpm.fixed_small, ddpm.fixed_large):
-        measure = partial(bits_of, network, diffusion, experiment, log_variance=variance)
-        row = experiment.row(measure, variance=variance.__name__)
-        bits[variance.__name__] = (row["bits_per_dim"], row["bits_per_dim_error"])
-    experiment.save(bars(bits, "bits per dimension of lesson 1's network"))
+    for name, variance in by_name((fixed_small, fixed_large)).items():
+        measure = partial(measure_bits, network, diffusion, digits, config, log_variance_fn=variance)
+        row = table.row(measure, variance=name)
+        bits[name] = (row["bits_per_dim"], row["bits_per_dim_error"])
+    save_figure(table, plot_bars(bits, "bits per dimension of lesson 1's network"))
 
 
-def gradient_noise(config):
-    """Nichol & Dhariwal 2021, section 3.3: importance sampling of t makes L_vlb's gradient less noisy."""
-    network, diffusion, _ = load_network(None, LESSON, rebuild, config.device)
-    experiment = Experiment(LESSON, config, weights_of=LESSON)
-    digits, device = experiment.digits, next(network.parameters()).device
+def gradient_noise(config: ExperimentConfig) -> None:
+    """Measure how noisy L_vlb's gradient is (Nichol & Dhariwal 2021, section 3.3)."""
+    config = with_default_steps(config)
+    table = open_table(LESSON, config, weights_of=LESSON)
+    digits, _ = load_splits(config.dataset, config.data_dir)
+    network, diffusion, _ = load(device=config.device)
     network.requires_grad_(True)
-    loss = ImportanceSampled(loss_vlb, diffusion, HISTORY)
+    importance_sampled = ImportanceSampledLoss(loss_vlb, diffusion, HISTORY)
 
-    def chosen(indices):
-        return digits.images[indices].to(device)
+    def images_at(indices: Int[Tensor, "n"]) -> Float[Tensor, "n 1 32 32"]:
+        return digits.images[indices].to(pick_device(config.device))
 
-    def gradient(loss, batch):
+    def gradient(loss: Loss, indices: Int[Tensor, "n"]) -> Float[Tensor, "p"]:
         network.zero_grad()
-        loss(network, batch).mean().backward()
-        return torch.cat([p.grad.flatten() for p in network.parameters()])
+        loss(network, images_at(indices)).mean().backward()
+        return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
-    def measure(loss):
+    def measure(loss: Loss) -> Row:
         torch.manual_seed(config.seed)
         indices = torch.randint(len(digits), (BATCHES, 64))
-        gradients = torch.stack([gradient(loss, chosen(i)) for i in indices])
+        gradients = torch.stack([gradient(loss, i) for i in indices])
         mean = gradients.mean(0)
         noise = (gradients - mean).square().sum(1).mean() / mean.square().sum()
         return {"batches": BATCHES, "noise_to_signal": noise.item()}
 
-    def uniform(network, x_0):
-        return ddpm.loss_at_random_t(loss_vlb, diffusion, network, x_0)
-
-    experiment.row(measure, uniform, t="uniform")
-    while loss.counts.min() < loss.losses.shape[1]:  # what is remembered, before it is used
-        t = loss.counts.argsort()[:250]
+    table.row(partial(measure, uniform_loss(loss_vlb, diffusion)), t="uniform")
+    while importance_sampled.counts.min() < HISTORY:  # fill the history before it is used
+        t = importance_sampled.counts.argsort()[:250]
+        x_0 = images_at(torch.randint(len(digits), (250,)))
         with torch.no_grad():
-            x_0 = chosen(torch.randint(len(digits), (250,)))
-            loss.remember(t, loss_vlb(diffusion, network, x_0, t, torch.randn_like(x_0)).cpu().double())
-    experiment.row(measure, loss, t="by importance")
-    lines = {"p_t by importance": list(enumerate(loss.probabilities().tolist(), 1))}
-    experiment.save(curves(lines, "t + 1", "probability"))
+            losses = loss_vlb(diffusion, network, x_0, t, torch.randn_like(x_0))
+        importance_sampled.update_history(t, losses.cpu().double())
+    table.row(partial(measure, importance_sampled), t="by importance")
+    curve = list(enumerate(importance_sampled.probabilities().tolist(), 1))
+    save_figure(table, plot_curves({"p_t by importance": curve}, "t + 1", "probability"))
 
 
-def weighted_hybrid(weight, diffusion, network, x_0, label):
-    """L_hybrid with the bound `weight` times as strong as it should be."""
-
-    def loss(diffusion, denoiser, x_0, t, noise):
-        output = diffusion.ask(denoiser, diffusion.q_sample(x_0, t, noise), t)
-        simple = ddpm.squared_error(output, noise)
-        return simple + weight * (loss_hybrid(diffusion, lambda x_t, t: output, x_0, t, noise) - simple)
-
-    return ddpm.loss_at_random_t(loss, diffusion, network, x_0)
-
-
-def leaking_hybrid(diffusion, network, x_0, label):
-    """The mistake: L_hybrid whose bound also moves eps_hat."""
-
-    def loss(diffusion, denoiser, x_0, t, noise):
-        x_t = diffusion.q_sample(x_0, t, noise)
-        output = diffusion.ask(denoiser, x_t, t)
-        bits = vb_terms_bits(diffusion, output, x_0, x_t, t)
-        return ddpm.squared_error(output, noise) + diffusion.num_timesteps / 1000 * bits
-
-    return ddpm.loss_at_random_t(loss, diffusion, network, x_0)
-
-
-def swapped_range(diffusion, output, x_t, t):
-    """The mistake: v = 1 read as the small variance."""
-    c = x_t.shape[1]
-    return learned_range(diffusion, torch.cat([output[:, :c], -output[:, c:]], 1), x_t, t)
-
-
-def unmapped(process, network):
-    """The mistake: the network is told the step's number among the kept ones, not its timestep."""
-    index = {timestep: i for i, timestep in enumerate(process.timesteps.tolist())}
-    return lambda x_t, t: network(x_t, torch.tensor([index[i] for i in t.tolist()], device=x_t.device))
-
-
-def mistakes(config):
-    """Each bug beside the right version: bits per dimension, and samples."""
-    experiment = Experiment(LESSON, config, steps=1000)
-    reference = reference_for(experiment.digits)
-    diffusion = new_diffusion()
-    few = diffusion.evenly(SHOWN_STEPS)
-    losses = {"right": new_loss("hybrid", diffusion)}
-    losses["bound 1000 times too weak"] = partial(weighted_hybrid, 0.001, diffusion)
-    losses["bound 1000 times too strong"] = partial(weighted_hybrid, 1000.0, diffusion)
-    losses["bound moves eps_hat"] = partial(leaking_hybrid, diffusion)
-    networks = {name: experiment.train(name, new_network(config), loss) for name, loss in losses.items()}
+def mistakes(config: ExperimentConfig) -> None:
+    """Compare each bug with the right version, in bits/dim and in samples."""
+    config = with_default_steps(config, 1000)
+    table = open_table(LESSON, config)
+    data = load_splits(config.dataset, config.data_dir)
+    reference, diffusion = reference_for(data[0]), make_diffusion()
+    few = diffusion.respace_evenly(SHOWN_STEPS)
+    losses = {
+        "right": loss_hybrid,
+        "bound 1000 times too weak": weighted_hybrid(0.001),
+        "bound 1000 times too strong": weighted_hybrid(1000.0),
+        "bound moves eps_hat": leaking_hybrid,
+    }
+    networks = {
+        name: train_digits(config, data, name, uniform_loss(loss, diffusion)) for name, loss in losses.items()
+    }
     right = networks["right"]
-    swapped = partial(ddpm.ddpm_sample, log_variance=swapped_range)
-    drawers = {name: partial(draw, network, few) for name, network in networks.items()}
-    drawers["t un-mapped"] = partial(draw, unmapped(few, right), few)
-    drawers["v swapped"] = partial(draw, right, few, sampler=swapped)
+    samplers = {name: partial(sample, network, few) for name, network in networks.items()}
+    samplers["t un-mapped"] = partial(sample, unmapped(few, right), few)
+    samplers["v swapped"] = partial(
+        sample, right, few, sampler=partial(ddpm_sample, log_variance_fn=swapped_range)
+    )
 
-    def measure(name):
-        settings = {"log_variance": swapped_range} if name == "v swapped" else {}
-        bits = bits_of(networks.get(name, right), diffusion, experiment, **settings)
-        return quality(drawers[name](config.num_samples, config), reference) | bits
+    def measure(name: str) -> Row:
+        kwargs = {"log_variance_fn": swapped_range} if name == "v swapped" else {}
+        bits = measure_bits(networks.get(name, right), diffusion, data[1], config, **kwargs)
+        return sample_metrics(samplers[name](config.num_samples, config), reference) | bits
 
-    for name in drawers:
-        experiment.row(measure, name, mistake=name)
-    experiment.save_rows({name: drawer(16, config) for name, drawer in drawers.items()})
-    experiment.save_losses(losses)
+    for name in samplers:
+        table.row(partial(measure, name), mistake=name)
+    save_image_rows(table, {name: draw(16, config) for name, draw in samplers.items()})
+    save_losses(table, {name: run_folder(LESSON, config, name) for name in losses})
 
 
-EXPERIMENTS = {f.__name__: f for f in (objectives, few_steps, lesson_1_bits, gradient_noise, mistakes)}
+EXPERIMENTS = by_name((objectives, few_steps, lesson_1_bits, gradient_noise, mistakes))
 
 if __name__ == "__main__":
-    run_command(lambda config: run_experiment(EXPERIMENTS, config), Config)
+    run_command(partial(run_experiment, EXPERIMENTS), Config)
