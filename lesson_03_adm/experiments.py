@@ -1,52 +1,84 @@
-"""Lesson 3, measured: python lesson_03_adm/experiments.py NAME
+"""Measure lesson 3: python lesson_03_adm/experiments.py NAME
 
-    ablation             ADM's changes to the UNet, alone and together, at equal steps and at equal time
-    classifier_guidance  lesson 2's network, guided by a classifier of noisy digits, or of clean ones
-    mistakes             the classic bugs, each trained beside the right version
+NAME is one of
+    ablation             ADM's changes to the UNet, alone and together, for equal steps and equal time
+    classifier_guidance  lesson 2's network, guided by a classifier of noisy digits or of clean ones
+    mistakes             the classic bugs, each trained next to the right version
 
-Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
+Each writes results/NAME.json and NAME.png. An interrupted experiment continues with the missing rows.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from statistics import median
+from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from common.command import pick_device, run_command
-from common.evaluation import reference_for
-from common.experiments import Experiment, ExperimentConfig, quality, run_experiment
-from common.flops import flop_counter
-from common.pictures import curves
-from common.sampling import load_network, sample_batches
-from common.training import MuonConfig, Trainer
-from common.turns import take_turns
-from lesson_01_ddpm.diffusion import loss_at_random_t
-from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
-from lesson_02_improved_ddpm import train_mnist as lesson_2
+from common.cli import run_command
+from common.device import pick_device
+from common.digits.evaluation import Reference, reference_for
+from common.digits.mnist import Digits, load_splits
+from common.plotting import plot_curves
+from common.protocols import Denoiser, Loss, SamplerStep
+from common.results.experiments import (
+    ExperimentConfig,
+    by_name,
+    open_table,
+    run_experiment,
+    run_folder,
+    sample_metrics,
+    save_figure,
+    save_image_rows,
+    save_losses,
+    train_variant,
+    with_default_steps,
+)
+from common.results.flops import flop_counter
+from common.results.table import Row
+from common.results.timing import time_interleaved
+from common.sampling import BoundSampler, MakeDenoiser, sample_batches
+from common.training.config import MuonConfig
+from common.training.trainer import Trainer
+from lesson_01_ddpm.diffusion import ddpm_sample, training_loss
+from lesson_02_improved_ddpm import model as lesson_2
 from lesson_02_improved_ddpm.ddim import SAMPLERS
-from lesson_02_improved_ddpm.variational_bound import loss_hybrid
-from lesson_03_adm.adm_unet import ClassUNet
-from lesson_03_adm.classifier_guidance import classifier_gradient, guide_mean
+from lesson_02_improved_ddpm.variational_bound import learned_range, loss_hybrid
+from lesson_03_adm.adm_unet import ADMConfig
+from lesson_03_adm.classifier_guidance import classifier_gradient, condition_mean
+from lesson_03_adm.mistakes import at_zero, loss_clean, without_zero_init
+from lesson_03_adm.model import IMAGE_SHAPE, LESSON, UNET_CONFIG, build_model, class_denoiser, make_diffusion
 from lesson_03_adm.noisy_classifier import NoisyClassifier, loss_classifier
-from lesson_03_adm.train_mnist import NETWORK, denoiser_of_classes
 
-LESSON = "lesson_03_adm"
 SHOWN_STEPS = 25  # of ancestral sampling, which needs fewer than DDIM on digits (lesson 2)
 SCALES = (0, 0.5, 1, 2, 3, 5, 10)  # of classifier guidance
-TIMED = 25  # training steps timed of each network
-# What ADM changed, from lesson 2's UNet (with classes) on; lesson 3 leaves out the attention at 16
+TIMED = 25  # training steps that are timed per network
+NUM_VALIDATION = 512  # images of the validation loss
+COLUMN_TITLES = {
+    "cost": "network",
+    "seconds_a_step": ("seconds per step", ".3f"),
+    "at": "compared at",
+    "steps": "training steps",
+    "scale": "scale",
+}
+# Lesson 2's UNet with classes, and what ADM changed; lesson 3 leaves out the attention at 16x16.
 PLAIN = replace(
-    NETWORK, attention_resolutions=(8,), num_head_channels=None, scale_shift_norm=False, resblock_updown=False
+    UNET_CONFIG,
+    attention_resolutions=(8,),
+    num_head_channels=None,
+    scale_shift_norm=False,
+    resblock_updown=False,
 )
-CHANGES = {
+CHANGES: dict[str, dict[str, Any]] = {
     "AdaGN": {"scale_shift_norm": True},
     "attention at 16, 8, 4": {"attention_resolutions": (16, 8, 4)},
     "heads of 32": {"num_head_channels": 32},
     "BigGAN up and down": {"resblock_updown": True},
 }
+Images = Float[Tensor, "n 1 32 32"]
 
 
 @dataclass(frozen=True)
@@ -54,47 +86,68 @@ class Config(ExperimentConfig):
     __doc__ = __doc__
 
 
-def balanced(n):
+def balanced_classes(n: int) -> Int[Tensor, "{n}"]:
+    """Return the classes 0 to 9 in turn."""
     return torch.arange(n) % 10
 
 
-def draw(network, n, config):
-    sampler = partial(SAMPLERS["ddpm"], lesson_2.new_diffusion().evenly(SHOWN_STEPS))
-    return sample_batches(sampler, denoiser_of_classes(network, balanced(n)), IMAGE_SHAPE, n, config)
+def draw(sampler: BoundSampler, make_denoiser: MakeDenoiser, n: int, config: ExperimentConfig) -> Images:
+    """Draw n digits with the experiment's seed and device."""
+    return sample_batches(sampler, make_denoiser, IMAGE_SHAPE, n, seed=config.seed, device=config.device)
 
 
-def loss_of_classes(network, x_0, label):
-    return loss_at_random_t(loss_hybrid, lesson_2.new_diffusion(), partial(network, y=label), x_0)
+def sample(network: nn.Module, n: int, config: ExperimentConfig) -> Images:
+    """Draw n digits of balanced classes from a class-conditional network."""
+    sampler = partial(SAMPLERS["ddpm"], make_diffusion().respace_evenly(SHOWN_STEPS))
+    make_denoiser = class_denoiser(network, balanced_classes(n))
+    return draw(sampler, make_denoiser, n, config)
 
 
-def new_network(settings, config):
+def class_metrics(samples: Images, reference: Reference) -> Row:
+    """Return the metrics of samples of balanced classes."""
+    return sample_metrics(samples, reference, balanced_classes(len(samples)))
+
+
+def loss_of_classes(network: nn.Module, x_0: Tensor, label: Tensor) -> Float[Tensor, "n"]:
+    """Return L_hybrid of a class-conditional network at random t, for each sample."""
+    return training_loss(loss_hybrid, make_diffusion(), partial(network, y=label), x_0)
+
+
+def new_network(unet_config: ADMConfig, config: ExperimentConfig) -> nn.Module:
+    """Return an untrained class-conditional network, the same for the same seed."""
     torch.manual_seed(config.seed)
-    return ClassUNet(settings)
+    return build_model(unet_config).network
 
 
-def with_classes(samples, reference):
-    return quality(samples, reference, balanced(len(samples)))
+def train_classes(
+    config: ExperimentConfig, data: tuple[Digits, Digits], variant: str, network: nn.Module, **settings: Any
+) -> nn.Module:
+    """Train a class-conditional network and return its average. settings: of its `MuonConfig`."""
+    settings["config_class"] = MuonConfig
+    validation = data[1].batch(torch.arange(NUM_VALIDATION))
+    return train_variant(LESSON, config, variant, network, loss_of_classes, data[0], validation, **settings)
 
 
-def variants():
-    """name -> network settings: plain, with each change alone, with all."""
+def variants() -> dict[str, ADMConfig]:
+    """Return the networks' settings by name: plain, with each change alone, with all."""
     alone = {f"+ {name}": replace(PLAIN, **change) for name, change in CHANGES.items()}
     together = {key: value for change in CHANGES.values() for key, value in change.items()}
     return {"DDPM UNet": PLAIN} | alone | {"all": replace(PLAIN, **together)}
 
 
-def seconds_a_step(digits, config):
-    """name -> seconds of a training step (median) of each variant; they take turns."""
-    train_config, steps = MuonConfig(device=config.device), {}
-    for name, settings in variants().items():
-        parts = new_network(settings, config), loss_of_classes, digits, train_config
-        steps[name] = partial(Trainer(*parts, None, None, {}, None).train_step, 0.0)
-    timed = take_turns(steps, TIMED, pick_device(config.device))
+def seconds_per_step(digits: Digits, config: ExperimentConfig) -> dict[str, float]:
+    """Return the median time of a training step of each variant, measured interleaved."""
+    train_config = MuonConfig(device=config.device)
+    steps = {}
+    for name, unet_config in variants().items():
+        trainer = Trainer(new_network(unet_config, config), loss_of_classes, digits, train_config)
+        steps[name] = partial(trainer.train_step, 0.0)
+    timed = time_interleaved(steps, TIMED, pick_device(config.device))
     return {name: median(seconds) for name, seconds in timed.items()}
 
 
-def cost(name, seconds, config):
-    """Parameters, FLOPs of an evaluation of one image, and seconds of a training step."""
+def cost(name: str, seconds: Callable[[], dict[str, float]], config: ExperimentConfig) -> Row:
+    """Return a variant's parameters, FLOPs per evaluation of one image, and seconds per training step."""
     network, label = new_network(variants()[name], config), torch.zeros(1, dtype=torch.int64)
     with flop_counter() as counter, torch.no_grad():
         network(torch.zeros(1, *IMAGE_SHAPE), label, label)
@@ -105,105 +158,83 @@ def cost(name, seconds, config):
     }
 
 
-def ablation(config):
-    """Dhariwal & Nichol 2021, tables 1 to 3: which change to the UNet is worth what."""
-    experiment = Experiment(LESSON, config, steps=1200)
-    reference, shown = reference_for(experiment.digits), {}
+def ablation(config: ExperimentConfig) -> None:
+    """Measure what each change to the UNet is worth (Dhariwal & Nichol 2021, tables 1 to 3)."""
+    config = with_default_steps(config, 1200)
+    assert config.steps is not None  # with_default_steps has set it
+    table = open_table(LESSON, config)
+    data = load_splits(config.dataset, config.data_dir)
+    reference, shown = reference_for(data[0]), {}
 
-    def measure(network):
-        return with_classes(draw(network, config.num_samples, config), reference)
+    def measure(network: nn.Module) -> Row:
+        return class_metrics(sample(network, config.num_samples, config), reference)
 
-    seconds = cache(partial(seconds_a_step, experiment.digits, config))
-    costs = {name: experiment.row(cost, name, seconds, config, cost=name) for name in variants()}
-    steps = experiment.config.steps
+    seconds = cache(partial(seconds_per_step, data[0], config))
+    costs = {name: table.row(partial(cost, name, seconds, config), cost=name) for name in variants()}
     cheapest = min(row["seconds_a_step"] for row in costs.values())
-    for name, settings in variants().items():
-        fewer = max(1, round(steps * cheapest / costs[name]["seconds_a_step"]))
-        for at, n in {"equal time": fewer, "equal steps": steps}.items():
-            network, variant = new_network(settings, config), f"{name}, {n} steps"
-            network = experiment.train(variant, network, loss_of_classes, kind=MuonConfig, steps=n)
-            experiment.row(measure, network, network=name, at=at, steps=n)
-        shown[name] = draw(network, 20, config)
-    experiment.save_rows(shown)
+    for name, unet_config in variants().items():
+        fewer = max(1, round(config.steps * cheapest / costs[name]["seconds_a_step"]))
+        for at, steps in {"equal time": fewer, "equal steps": config.steps}.items():
+            network = new_network(unet_config, config)
+            network = train_classes(config, data, f"{name}, {steps} steps", network, steps=steps)
+            table.row(partial(measure, network), network=name, at=at, steps=steps)
+        shown[name] = sample(network, 20, config)
+    save_image_rows(table, shown)
 
 
-def loss_clean(classifier, x_0, label):
-    """The mistake: a classifier that has never seen noise (and is told t = 0)."""
-    return cross_entropy(classifier(x_0, torch.zeros_like(label)), label, reduction="none")
+def classifier_guidance(config: ExperimentConfig) -> None:
+    """Sweep the scale: precision rises and diversity falls (Dhariwal & Nichol 2021, figure 4)."""
+    config = with_default_steps(config, 1000)
+    table = open_table(LESSON, config, weights_of=lesson_2.LESSON)
+    digits, validation_digits = load_splits(config.dataset, config.data_dir)
+    validation = validation_digits.batch(torch.arange(NUM_VALIDATION))
+    network, diffusion, _ = lesson_2.load(device=config.device)
+    few, reference = diffusion.respace_evenly(SHOWN_STEPS), reference_for(digits)
+    curves: dict[str, list[tuple[float, float]]] = {}
 
+    def measure(classifier: Denoiser, scale: float) -> Row:
+        def sampler(denoiser: Denoiser, x_T: Tensor, generator: torch.Generator) -> Iterator[SamplerStep]:
+            y = balanced_classes(len(x_T)).to(x_T.device)  # every batch of 250 starts with class 0
+            mean_fn = condition_mean(classifier_gradient(classifier, y, scale))
+            return ddpm_sample(few, denoiser, x_T, generator, learned_range, mean_fn=mean_fn)
 
-def at_zero(classifier, x_t, t):
-    """Whoever has learned at t = 0 alone is asked there."""
-    return classifier(x_t, torch.zeros_like(t))
+        return class_metrics(draw(sampler, lambda indices: network, config.num_samples, config), reference)
 
-
-def classifier_guidance(config):
-    """Dhariwal & Nichol 2021, figure 4: with the scale, precision rises and diversity falls.
-
-    The classifier must have learned on x_t: of one that knows clean digits only, the gradient leads nowhere.
-    """
-    network, diffusion, _ = load_network(None, "lesson_02_improved_ddpm", lesson_2.rebuild, config.device)
-    experiment = Experiment(LESSON, config, steps=1000, weights_of="lesson_02_improved_ddpm")
-    reference, lines = reference_for(experiment.digits), {}
-    few = diffusion.evenly(SHOWN_STEPS)
-
-    def guided_samples(classifier, scale, n):
-        labels = balanced(n)
-
-        def sampler(indices, x_T, generator):  # in the place of the denoiser come the samples' numbers
-            y = labels[indices].to(x_T.device)
-            guide = guide_mean(classifier_gradient(classifier, y, scale))
-            return SAMPLERS["ddpm"](few, network, x_T, generator, guide=guide)
-
-        return sample_batches(sampler, lambda indices: indices, IMAGE_SHAPE, n, config)
-
-    def measure(classifier, scale):
-        return with_classes(guided_samples(classifier, scale, config.num_samples), reference)
-
-    losses = {"noisy": partial(loss_classifier, diffusion), "clean": loss_clean}
+    losses: dict[str, Loss] = {"noisy": partial(loss_classifier, diffusion), "clean": loss_clean}
     for name, loss in losses.items():
         torch.manual_seed(config.seed)
-        classifier = experiment.train(name, NoisyClassifier(), loss)
-        asked = classifier if name == "noisy" else partial(at_zero, classifier)
+        classifier = train_variant(LESSON, config, name, NoisyClassifier(), loss, digits, validation)
+        guide = classifier if name == "noisy" else at_zero(classifier)
         for scale in SCALES:
-            row = experiment.row(measure, asked, scale, classifier=name, scale=scale)
-            lines.setdefault(f"FID, {name}", []).append((scale + 0.1, row["fid"]))
-            lines.setdefault(f"digit right, {name}", []).append((scale + 0.1, row["digit_accuracy"]))
-    experiment.save(curves(lines, "scale + 0.1", ""))
+            row = table.row(partial(measure, guide, scale), classifier=name, scale=scale)
+            curves.setdefault(f"FID, {name}", []).append((scale + 0.1, row["fid"]))
+            curves.setdefault(f"digit right, {name}", []).append((scale + 0.1, row["digit_accuracy"]))
+    save_figure(table, plot_curves(curves, "scale + 0.1", ""))
 
 
-def without_zeros(network):
-    """The mistake: the layers that should start at zero start like all others."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d) and not module.weight.any():
-            module.reset_parameters()
-    return network
-
-
-def mistakes(config):
-    """Each bug beside the right version: samples, and the losses on the way."""
-    experiment = Experiment(LESSON, config, steps=1000)
-    reference = reference_for(experiment.digits)
+def mistakes(config: ExperimentConfig) -> None:
+    """Compare each bug with the right version, trained for as many steps."""
+    config = with_default_steps(config, 1000)
+    table = open_table(LESSON, config)
+    data = load_splits(config.dataset, config.data_dir)
+    reference = reference_for(data[0])
     networks = {
-        "right": new_network(NETWORK, config),
-        "no zeros at the start": without_zeros(new_network(NETWORK, config)),
-        "16 groups": new_network(replace(NETWORK, groups=16), config),
+        "right": new_network(UNET_CONFIG, config),
+        "no zeros at the start": without_zero_init(new_network(UNET_CONFIG, config)),
+        "16 groups": new_network(replace(UNET_CONFIG, num_groups=16), config),
     }
+    trained = {name: train_classes(config, data, name, network) for name, network in networks.items()}
 
-    def measure(network):
-        return with_classes(draw(network, config.num_samples, config), reference)
+    def measure(network: nn.Module) -> Row:
+        return class_metrics(sample(network, config.num_samples, config), reference)
 
-    trained = {
-        name: experiment.train(name, network, loss_of_classes, kind=MuonConfig)
-        for name, network in networks.items()
-    }
     for name, network in trained.items():
-        experiment.row(measure, network, mistake=name)
-    experiment.save_rows({name: draw(network, 20, config) for name, network in trained.items()})
-    experiment.save_losses(trained)
+        table.row(partial(measure, network), mistake=name)
+    save_image_rows(table, {name: sample(network, 20, config) for name, network in trained.items()})
+    save_losses(table, {name: run_folder(LESSON, config, name) for name in networks})
 
 
-EXPERIMENTS = {f.__name__: f for f in (ablation, classifier_guidance, mistakes)}
+EXPERIMENTS = by_name((ablation, classifier_guidance, mistakes))
 
 if __name__ == "__main__":
-    run_command(lambda config: run_experiment(EXPERIMENTS, config), Config)
+    run_command(partial(run_experiment, EXPERIMENTS), Config)

@@ -1,38 +1,36 @@
-"""Lesson 3: draw the digits you ask for.
+"""Lesson 3: sample the digits you name.
 
 python lesson_03_adm/sample.py --digit 7
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from common.command import UserError, run_command
-from common.sampling import SampleConfig, load_for_sampling, write_samples
-from lesson_01_ddpm.train_mnist import IMAGE_SHAPE
+from common.cli import Bounds, PositiveInt, run_command
+from common.sampling import SampleConfig, load_sampler, write_samples
+from lesson_01_ddpm.model import SamplingSteps
 from lesson_02_improved_ddpm.ddim import SAMPLERS
-from lesson_03_adm.train_mnist import denoiser_of_classes, rebuild
+from lesson_03_adm.model import IMAGE_SHAPE, class_denoiser, load
 
 
 @dataclass(frozen=True)
 class Config(SampleConfig):
-    """Lesson 3: draw handwritten digits of the class asked for."""
+    """Lesson 3: sample handwritten digits of the class you name."""
 
-    num_samples: int = 40
-    digit: int | None = None  # 0 to 9; default: all in turn
-    steps: int = 100  # network evaluations a sample, at most 1000
+    num_samples: PositiveInt = 40  # digits
+    digit: Annotated[int, Bounds(0, 9, "be a digit, 0 to 9")] | None = None  # 0 to 9; default: all in turn
+    steps: SamplingSteps = 100  # network evaluations per sample, at most 1000
     sampler: str = "ddpm"  # ddpm (ancestral, learned variance) or ddim
 
 
-def main(config):
-    if config.digit is not None and config.digit not in range(10):
-        raise UserError(f"--digit {config.digit} is no digit; choose 0 to 9")
-    sampler, network, _ = load_for_sampling(config, "lesson_03_adm", SAMPLERS, rebuild)
+def main(config: Config) -> None:
+    sampler, model = load_sampler(config, SAMPLERS, load)
     n = config.num_samples
     classes = torch.arange(n) % 10 if config.digit is None else torch.full((n,), config.digit)
-    denoiser_of = denoiser_of_classes(network, classes)
     names = [str(digit) for digit in classes.tolist()]
-    write_samples(config, sampler, denoiser_of, IMAGE_SHAPE, names, columns=10)
+    write_samples(config, sampler, class_denoiser(model.network, classes), IMAGE_SHAPE, names, columns=10)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""Figures of adm.ipynb that need more code than a cell should show."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from common.diagrams import HIGHLIGHT, arrow, box, canvas
+from common.files import read_json
+from lesson_01_ddpm.diffusion import GaussianDiffusion
+
+MEANS = torch.tensor([[-0.7, -0.4], [0.7, -0.4], [0.0, 0.8]])  # of three classes in the plane
+VARIANCE = 0.05
+COLOURS = ["tab:blue", "tab:green", "tab:orange"]
+
+
+def plot_blocks() -> Figure:
+    """Return a diagram of DDPM's residual block next to ADM's."""
+    figure, axes = canvas(8.5, 2.6, 11, 3.4)
+    for y, name, middle, colour in (
+        (2.0, "DDPM", ["norm, SiLU", "conv", "+ emb", "norm, SiLU", "conv"], HIGHLIGHT),
+        (0.4, "ADM", ["norm, SiLU", "up / down", "conv", "AdaGN(emb), SiLU", "conv"], HIGHLIGHT),
+    ):
+        axes.text(0.1, y + 0.3, name, fontsize=9, weight="bold", va="center")
+        x = 1.2
+        for i, text in enumerate(middle):
+            width = 1.75 if "AdaGN" in text else 1.35
+            new = "emb" in text or "up" in text
+            box(axes, x, y, width, 0.6, text, colour if new else "#eef1f5", size=7.5)
+            if i:
+                arrow(axes, (x - 0.25, y + 0.3), (x, y + 0.3))
+            x += width + 0.25
+        arrow(axes, (x - 0.25, y + 0.3), (x + 0.3, y + 0.3))
+        skip = "skip (up / down, too)" if name == "ADM" else "skip"
+        axes.annotate(
+            "",
+            (x + 0.1, y + 0.35),
+            (1.15, y + 0.35),
+            arrowprops={"arrowstyle": "->", "connectionstyle": "arc3,rad=-0.13", "linestyle": "--"},
+        )
+        axes.text(5, y + 1.02, skip, ha="center", fontsize=7)
+    return figure
+
+
+def plot_guidance() -> Figure:
+    """Return a diagram of a guided reverse step: network and classifier see the same noisy image."""
+    figure, axes = canvas(8, 2.2, 10, 2.8)
+    box(axes, 0.1, 1.1, 1.1, 0.6, "$x_t$, t")
+    box(axes, 1.9, 1.9, 1.7, 0.6, "diffusion network")
+    box(axes, 1.9, 0.3, 1.7, 0.6, "noisy classifier", HIGHLIGHT)
+    box(axes, 4.4, 1.9, 2.0, 0.6, r"mean $\mu$, variance $\Sigma$")
+    box(axes, 4.4, 0.3, 2.0, 0.6, r"$g = \nabla \log p(y\,|\,x_t)$", HIGHLIGHT)
+    box(axes, 7.1, 1.1, 1.5, 0.6, r"$\mu + s\,\Sigma\,g$", HIGHLIGHT)
+    box(axes, 9.2, 1.1, 0.75, 0.6, "$x_{t-1}$")
+    for start, end in (
+        ((1.2, 1.5), (1.9, 2.2)),
+        ((1.2, 1.3), (1.9, 0.6)),
+        ((3.6, 2.2), (4.4, 2.2)),
+        ((3.6, 0.6), (4.4, 0.6)),
+        ((6.4, 2.2), (7.2, 1.7)),
+        ((6.4, 0.6), (7.2, 1.1)),
+        ((8.6, 1.4), (9.2, 1.4)),
+    ):
+        arrow(axes, start, end)
+    axes.text(8.9, 1.55, "+ noise", ha="center", va="bottom", fontsize=7)
+    return figure
+
+
+def log_p_classes(diffusion: GaussianDiffusion, x_t: Tensor, t: Tensor) -> Tensor:
+    """Return log p(x_t | y) of each class up to a constant, [N, 3], for points x_t [N, 2, 1, 1]."""
+    a = diffusion.alpha_bar[t].float().view(-1, 1)
+    squared = (x_t.flatten(1)[:, None] - a[:, None].sqrt() * MEANS).square().sum(2)
+    return -squared / (2 * (a * VARIANCE + 1 - a))
+
+
+def plane_denoiser(diffusion: GaussianDiffusion) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the ideal denoiser of the three classes in the plane, without knowing the class."""
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_(True)
+            score = torch.autograd.grad(log_p_classes(diffusion, x, t).logsumexp(1).sum(), x)[0]
+        return -diffusion.extract((1 - diffusion.alpha_bar).sqrt(), t, x_t) * score
+
+    return denoiser
+
+
+def plane_gradient(diffusion: GaussianDiffusion, y: int, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return scale times the exact gradient of log p(y | x_t) in the plane."""
+
+    def gradient(x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_(True)
+            log_p = log_p_classes(diffusion, x, t).log_softmax(1)[:, y]
+            return scale * torch.autograd.grad(log_p.sum(), x)[0]
+
+    return gradient
+
+
+def plot_field(axes: Axes, field: Callable[[Tensor, Tensor], Tensor], t: int, alpha_bar: float) -> None:
+    """Plot the directions of a vector field at timestep t, and where the classes are at this noise level."""
+    line = torch.linspace(-1.8, 1.8, 15)
+    points = torch.cartesian_prod(line, line).view(-1, 2, 1, 1)
+    arrows = field(points, torch.full((len(points),), t)).flatten(1)
+    arrows = arrows / arrows.norm(dim=1, keepdim=True)
+    axes.quiver(*points.flatten(1).T, *arrows.T, color="gray", scale=22)
+    x, y = (alpha_bar**0.5 * MEANS).T
+    axes.scatter(x, y, s=200, c=COLOURS, alpha=0.7)
+    axes.set(title=f"t = {t}", xticks=[], yticks=[])
+
+
+def plot_ablation(path: str | Path, names: Sequence[str] | None = None) -> Figure:
+    """Return a bar chart of the FID of each variant of the UNet, at equal steps and at equal time."""
+    rows = [row for row in read_json(path)["rows"] if "network" in row]
+    names = names or list(dict.fromkeys(row["network"] for row in rows))
+    figure = Figure((6, 2.8), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for offset, at in ((-0.2, "equal steps"), (0.2, "equal time")):
+        fid = {row["network"]: row["fid"] for row in rows if row["at"] == at}
+        axes.barh([i + offset for i in range(len(names))], [fid[name] for name in names], 0.38, label=at)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("FID (lower is better)")
+    axes.margins(x=0.35)  # room for the legend
+    axes.legend(loc="upper right")
+    return figure
