@@ -8,7 +8,7 @@ No training is needed. The answers stand in solutions.ipynb.
 import torch
 import torch.nn.functional as F
 
-from common.exercises import Wrong, close, run_checks
+from common.exercises import WrongAnswer, allclose, run_checks
 
 # -- 1. Merge a pair        topic: byte-pair encoding; easy; 10 minutes
 
@@ -35,9 +35,9 @@ def check_merge(answer=merge):
     for tokens, pair, wanted in cases:
         ours = list(answer(list(tokens), pair))
         if "".join(ours) != "".join(tokens):
-            raise Wrong(f"{tokens} with {pair} became {ours}: merging must not change what is written")
+            raise WrongAnswer(f"{tokens} with {pair} became {ours}: merging must not change what is written")
         if ours != wanted:
-            raise Wrong(f"{tokens} with {pair} became {ours}, wanted {wanted}")
+            raise WrongAnswer(f"{tokens} with {pair} became {ours}, wanted {wanted}")
 
 
 # -- 2. A soft look-up        topic: attention; medium; 15 minutes
@@ -57,15 +57,19 @@ def check_look_up(answer=look_up):
     q, k, v = torch.randn(4, 16), torch.randn(6, 16), torch.randn(6, 3)
     ours, wanted = answer(q, k, v), F.scaled_dot_product_attention(q, k, v)
     if ours.shape != wanted.shape:
-        raise Wrong(f"the answer has shape {tuple(ours.shape)}, wanted {tuple(wanted.shape)}: a row a query")
-    if close(ours, (q @ k.T).softmax(1) @ v):
-        raise Wrong("the scores are not divided by sqrt(d); in many dimensions one key would take all")
-    if close(ours, (q @ k.T / 4).softmax(0) @ v):
-        raise Wrong("the softmax runs over the queries; each query shares itself out among the keys")
-    if not close(ours, wanted):
-        raise Wrong(f"differs from scaled_dot_product_attention by up to {(ours - wanted).abs().max():.3f}")
+        raise WrongAnswer(
+            f"the answer has shape {tuple(ours.shape)}, wanted {tuple(wanted.shape)}: a row a query"
+        )
+    if allclose(ours, (q @ k.T).softmax(1) @ v):
+        raise WrongAnswer("the scores are not divided by sqrt(d); in many dimensions one key would take all")
+    if allclose(ours, (q @ k.T / 4).softmax(0) @ v):
+        raise WrongAnswer("the softmax runs over the queries; each query shares itself out among the keys")
+    if not allclose(ours, wanted):
+        raise WrongAnswer(
+            f"differs from scaled_dot_product_attention by up to {(ours - wanted).abs().max():.3f}"
+        )
     if not answer(1000 * q, k, v).isfinite().all():
-        raise Wrong("large scores give inf or nan: subtract the largest before exp, or use softmax")
+        raise WrongAnswer("large scores give inf or nan: subtract the largest before exp, or use softmax")
 
 
 # -- 3. What padding says        topic: text transformer; easy; 5 minutes
@@ -86,16 +90,18 @@ def check_read(answer=read):
     mask = torch.tensor([[True, True, False, False], [False] * 4])
     ours = answer(tokens, position, padding, mask)
     if ours.shape != tokens.shape:
-        raise Wrong(f"the input has shape {tuple(ours.shape)}, wanted {tuple(tokens.shape)}")
+        raise WrongAnswer(f"the input has shape {tuple(ours.shape)}, wanted {tuple(tokens.shape)}")
     junk = torch.where(mask[..., None], tokens, torch.randn(2, 4, 3))
-    if not close(answer(junk, position, padding, mask), ours):
-        raise Wrong("the token under the padding still counts: padding must replace it")
-    if close(ours[1], position + padding):
-        raise Wrong("padding replaces token and position; here the position is added to it")
-    if close(ours[1], tokens[1] + position):
-        raise Wrong("the mask is inverted: True is where there is a token")
-    if not (close(ours[1], padding) and close(ours[0, :2], (tokens[0] + position)[:2])):
-        raise Wrong("where the mask is True: token + position; where it is False: padding, and nothing else")
+    if not allclose(answer(junk, position, padding, mask), ours):
+        raise WrongAnswer("the token under the padding still counts: padding must replace it")
+    if allclose(ours[1], position + padding):
+        raise WrongAnswer("padding replaces token and position; here the position is added to it")
+    if allclose(ours[1], tokens[1] + position):
+        raise WrongAnswer("the mask is inverted: True is where there is a token")
+    if not (allclose(ours[1], padding) and allclose(ours[0, :2], (tokens[0] + position)[:2])):
+        raise WrongAnswer(
+            "where the mask is True: token + position; where it is False: padding, and nothing else"
+        )
 
 
 # -- 4. Words among the pixels        topic: cross-attention; hard; 15 minutes
@@ -117,18 +123,22 @@ def check_look_around(answer=look_around):
     ours = answer(q, pixel_k, pixel_v, text_k, text_v)
     attention = F.scaled_dot_product_attention
     apart = attention(q, pixel_k, pixel_v) + attention(q, text_k, text_v)
-    if ours.shape == apart.shape and (close(ours, apart) or close(ours, apart / 2)):
-        raise Wrong("two softmaxes, added: then words get the same share always; let them compete in one")
-    if close(ours, attention(q, pixel_k, pixel_v)):
-        raise Wrong("nobody looks at the words")
+    if ours.shape == apart.shape and (allclose(ours, apart) or allclose(ours, apart / 2)):
+        raise WrongAnswer(
+            "two softmaxes, added: then words get the same share always; let them compete in one"
+        )
+    if allclose(ours, attention(q, pixel_k, pixel_v)):
+        raise WrongAnswer("nobody looks at the words")
     wanted = torch.zeros_like(q)
     for n in range(2):
         for i in range(9):
             weights = [(q[n, i] @ key / 8**0.5).exp() for key in (*text_k[n], *pixel_k[n])]
             values = (*text_v[n], *pixel_v[n])
             wanted[n, i] = sum(w * value for w, value in zip(weights, values)) / sum(weights)
-    if ours.shape != wanted.shape or not close(ours, wanted):
-        raise Wrong("keys and values must be joined in the same order, along the places, not the channels")
+    if ours.shape != wanted.shape or not allclose(ours, wanted):
+        raise WrongAnswer(
+            "keys and values must be joined in the same order, along the places, not the channels"
+        )
 
 
 CHECKS = [check_merge, check_look_up, check_read, check_look_around]

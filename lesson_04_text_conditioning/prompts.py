@@ -1,25 +1,28 @@
-"""From prompts on the command line to a file of samples, for the sample.py of lessons 4 and 5."""
+"""Prompts on the command line: flags, files of prompts, and how a grid of their samples is arranged."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from common.command import UserError
-from common.sampling import SampleConfig, load_for_sampling, write_samples
-from lesson_04_text_conditioning import captioned_mnist
+from common.cli import PositiveInt
+from common.errors import UserError
+from common.sampling import SampleConfig
 
 
 @dataclass(frozen=True)
 class PromptConfig(SampleConfig):
-    # what to draw; can be given several times
-    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    prompts_file: str | None = None  # a text file, a prompt a line
-    num_samples: int | None = None  # of each prompt; default 8 of a --prompt, 1 of a line of --prompts-file
+    """Settings of sampling from prompts."""
 
-    def prompts(self, default):
-        """The prompts to draw, one a sample; `default` if no flag names any. Raises UserError."""
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # what to draw; can be repeated
+    prompts_file: str | None = None  # a text file with one prompt per line
+    num_samples: PositiveInt | None = None  # per prompt; default 8 per --prompt, 1 per line of --prompts-file
+
+    def prompts(self, default: Sequence[str]) -> list[str]:
+        """Return one prompt per sample; `default` is used if no flag names any. Raises UserError."""
+        prompts: Sequence[str]
         if self.prompts_file is None:
             each, prompts = self.num_samples or 8, self.prompt or default
         else:
@@ -30,12 +33,13 @@ class PromptConfig(SampleConfig):
         return [prompt for prompt in prompts for _ in range(each)]
 
 
-def is_text(prompt):
-    """False for what the command line was given in bytes that are no UTF-8."""
+def is_text(prompt: str) -> bool:
+    """Return False if the command line contained bytes that are not UTF-8."""
     return prompt == prompt.encode(errors="replace").decode()
 
 
-def read_prompts(path):
+def read_prompts(path: str) -> list[str]:
+    """Return the lines of a file that are not empty. Raises UserError if there are none or not in UTF-8."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -44,37 +48,24 @@ def read_prompts(path):
         raise UserError(f"--prompts-file {path} is not a text file in UTF-8") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise UserError(f"--prompts-file {path} holds no prompts; write one a line")
+        raise UserError(f"--prompts-file {path} holds no prompts; write one per line")
     return prompts
 
 
-def sample_prompts(
-    config,
-    lesson,
-    samplers,
-    denoiser_for,
-    rebuild=captioned_mnist.rebuild,
-    tokenizer_of=captioned_mnist.tokenizer_of,
-):
-    """Draw every prompt and write config.out. denoiser_for: as `denoiser_of_prompts` takes it."""
-    sampler, network, facts = load_for_sampling(config, lesson, samplers, rebuild)
-    prompts = config.prompts(facts.get("prompts", ["a red seven"]))
-    tokenizer = tokenizer_of(facts)
-    say_what_is_cut(tokenizer, prompts)
-    denoiser_of = captioned_mnist.denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
-    write_samples(config, sampler, denoiser_of, network.image_shape, prompts, **in_rows(prompts))
-
-
-def say_what_is_cut(tokenizer, prompts):
+def warn_truncated(tokenizer: Any, prompts: Sequence[str]) -> None:
+    """Print a line for each prompt with more tokens than the network reads."""
     for prompt in dict.fromkeys(prompts):
-        if (count := len(tokenizer.pieces(prompt))) > (room := tokenizer.context):
-            print(f'cut: of "{prompt[:40]}..." ({count} tokens) the network reads the first {room}')
+        if (count := len(tokenizer.token_ids(prompt))) > (length := tokenizer.context_length):
+            print(f'truncated: "{prompt[:40]}..." has {count} tokens, of which the network reads {length}')
 
 
-def in_rows(prompts):
-    """For common.sampling: a row a prompt, with its name, where each has as many samples and fits a row."""
+def grid_layout(prompts: Sequence[str]) -> dict[str, Any]:
+    """Return arguments for `plot_grid`: a labelled row per prompt, if all have equally many samples.
+
+    Returns {} if prompts are not grouped, differ in count, have one sample each or more than 16.
+    """
     distinct = list(dict.fromkeys(prompts))
     each = len(prompts) // len(distinct)
-    if prompts != [prompt for prompt in distinct for _ in range(each)] or not 1 < each <= 16:
+    if list(prompts) != [prompt for prompt in distinct for _ in range(each)] or not 1 < each <= 16:
         return {}
     return {"columns": each, "row_labels": [prompt[:60] for prompt in distinct]}

@@ -1,81 +1,96 @@
-"""An ADM UNet that reads: lesson 3's network, with text among the keys and values of its attention."""
+"""GLIDE's UNet: lesson 3's ADM UNet with a caption in its embedding and in every attention layer."""
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
-from lesson_03_adm.adm_unet import MultiHeadAttention, adm_unet, at_places, split_heads
+from lesson_03_adm.adm_unet import (
+    ADMConfig,
+    MultiHeadAttention,
+    build_adm_unet,
+    pointwise_linear,
+    split_heads,
+)
+from lesson_04_text_conditioning.text_transformer import TextEncoding
 
 
 class TextAttention(MultiHeadAttention):
-    """Every pixel looks at every pixel and at every token, padding included, in one softmax (GLIDE's way)."""
+    """Attention of every position to all positions and all tokens, padding included, in one softmax."""
 
-    def __init__(self, channels, config, text_width):
+    def __init__(self, channels: int, config: ADMConfig, text_width: int):
         super().__init__(channels, config)
         self.text_kv = nn.Conv1d(text_width, 2 * channels, 1)  # head by head: its k, its v
-        self.kept = None  # while sampling: the text, its keys and values
 
-    def look_further(self, k, v, context):
-        text_k, text_v = self.keys_and_values(context)
+    def extend_kv(
+        self, k: Tensor, v: Tensor, context: Float[Tensor, "n length width"]
+    ) -> tuple[Tensor, Tensor]:
+        """Prepend the keys and values of the tokens. context: the text encoder's token states."""
+        text_k, text_v = self.project_text(context)
         return torch.cat([text_k, k], 2), torch.cat([text_v, v], 2)
 
-    def keys_and_values(self, context):
-        """The text's. Sampling asks with one text at every step: they are kept until another comes."""
-        if self.kept and self.kept[0] is context and not torch.is_grad_enabled():
-            return self.kept[1]
-        text_kv = split_heads(at_places(self.text_kv, context), self.heads, 2)
-        self.kept = None if torch.is_grad_enabled() else (context, text_kv)
-        return text_kv
+    def project_text(self, context: Float[Tensor, "n length width"]) -> tuple[Tensor, Tensor]:
+        """Return the tokens' keys and values, each [N, heads, L, d]."""
+        text_k, text_v = split_heads(pointwise_linear(self.text_kv, context), self.num_heads, 2)
+        return text_k, text_v
 
 
-def as_large_as(x_t, low_res):
-    """low_res [N, C, h, w] at x_t's resolution, between its pixels a mean of them."""
+def resize_to(
+    x_t: Float[Tensor, "n c h w"], low_res: Float[Tensor, "n c_2 h_2 w_2"]
+) -> Float[Tensor, "n c_2 h w"]:
+    """Resize low_res bilinearly to the resolution of x_t."""
     if low_res.shape[2:] == x_t.shape[2:]:
         return low_res
     return F.interpolate(low_res, x_t.shape[2:], mode="bilinear", align_corners=False)
 
 
 class TextUNet(nn.Module):
-    """(x_t [N, C, H, W], t [N], text) -> [N, out_channels, H, W], text being `encode_text`'s.
+    """(x_t [N, C, H, W], t [N], text TextEncoding) -> [N, out_channels, H, W].
 
-    config: ADMConfig, whose in_channels count x_t's alone. With `inpaint`, the network also sees the known
-    pixels and the mask; with `upsample`, an image of lower resolution.
+    config: its in_channels count those of x_t only. text_config: a TextConfig, or another object with
+    `build_encoder(emb_channels)` and `width`. inpaint: the network also sees the known pixels and their mask.
+    upsample: it also sees a low-resolution image. Both are further input channels, as in GLIDE.
     """
 
-    # For common.training: while the captions' code keeps changing, it is hardly learned.
-    slow: ClassVar = {"text": 0.03}
-
-    def __init__(self, config, text_config, inpaint=False, upsample=False):
+    def __init__(self, config: ADMConfig, text_config: Any, inpaint: bool = False, upsample: bool = False):
         super().__init__()
         self.config, self.text_config, self.inpaint, self.upsample = config, text_config, inpaint, upsample
         c = config.in_channels
-        seen = c + (c + 1) * inpaint + c * upsample
-        self.text = text_config.new_encoder(config.emb_channels)
-        self.unet = adm_unet(
-            replace(config, in_channels=seen),
+        in_channels = c + (c + 1) * inpaint + c * upsample
+        self.text_encoder = text_config.build_encoder(config.emb_channels)
+        self.unet = build_adm_unet(
+            replace(config, in_channels=in_channels),
             attention=lambda channels, config: TextAttention(channels, config, text_config.width),
         )
 
     @property
-    def image_shape(self):
+    def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of x_t."""
         return (self.config.in_channels, self.config.image_size, self.config.image_size)
 
-    def encode_text(self, tokens, mask):
-        """Once a prompt, not once a step. tokens, mask: [N, context]."""
-        return self.text(tokens, mask)
+    def encode_text(self, tokens: Tensor, mask: Bool[Tensor, "n length"]) -> TextEncoding:
+        """Encode captions; this is needed once per prompt, not once per step."""
+        return self.text_encoder(tokens, mask)
 
-    def forward(self, x_t, t, text, image=None, mask=None, low_res=None):
-        """image: [N, C, H, W]; mask: [N, 1, H, W], 1 where the image is known; low_res: [N, C, h, w]."""
-
-        seen = [x_t]
+    def forward(
+        self,
+        x_t: Float[Tensor, "n c h w"],
+        t: Int[Tensor, "n"],
+        text: TextEncoding,
+        inpaint_image: Float[Tensor, "n c h w"] | None = None,
+        inpaint_mask: Float[Tensor, "n 1 h w"] | None = None,
+        low_res: Float[Tensor, "n c h_2 w_2"] | None = None,
+    ) -> Float[Tensor, "n out_c h w"]:
+        """inpaint_mask is 1 where inpaint_image is known; without an image, nothing is known."""
+        inputs = [x_t]
         if self.inpaint:
-            nothing_known = image is None
-            mask = x_t.new_zeros(len(x_t), 1, *x_t.shape[2:]) if nothing_known else mask
-            seen += [torch.zeros_like(x_t) if nothing_known else image * mask, mask]
+            if inpaint_image is None or inpaint_mask is None:
+                inpaint_image, inpaint_mask = torch.zeros_like(x_t), torch.zeros_like(x_t[:, :1])
+            inputs += [inpaint_image * inpaint_mask, inpaint_mask]
         if self.upsample:
-            seen.append(as_large_as(x_t, low_res))
-        return self.unet(torch.cat(seen, 1), t, embedding=text.embedding, context=text.states)
+            assert low_res is not None, "an upsampler needs low_res"
+            inputs.append(resize_to(x_t, low_res))
+        return self.unet(torch.cat(inputs, 1), t, embedding=text.pooled, context=text.token_states)

@@ -7,60 +7,93 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
-from common.captions import balanced_prompts
-from common.command import run_command
-from common.data import load_splits
-from common.evaluation import reference_for, report
-from common.pictures import label_grid
-from common.runs import Run, saved_config
+from common.cli import SampleCount, run_command
+from common.conditioning import select
+from common.digits.captions import balanced_prompts
+from common.digits.evaluation import evaluate, format_metrics, reference_for
+from common.digits.mnist import Digits, load_splits
+from common.plotting import plot_grid
+from common.protocols import TextToImageNetwork
 from common.sampling import sample_batches
-from common.training import MuonConfig, train
-from lesson_01_ddpm.diffusion import loss_at_random_t
+from common.training.config import MuonConfig
+from common.training.run_dir import RunDir, saved_config
+from common.training.train import train
+from lesson_01_ddpm.diffusion import training_loss
+from lesson_01_ddpm.model import SamplingSteps
 from lesson_02_improved_ddpm.ddim import SAMPLERS
-from lesson_02_improved_ddpm.train_mnist import new_diffusion
-from lesson_04_text_conditioning import captioned_mnist
-from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, TokenizedDigits
-from lesson_04_text_conditioning.velocity import loss_velocity
+from lesson_04_text_conditioning.captioned_mnist import (
+    PROMPTS,
+    TokenizedDigits,
+    train_tokenizer,
+    validation_batch,
+)
+from lesson_04_text_conditioning.model import IMAGE_SHAPE, LESSON, LR_SCALES, build_model, encode_prompts
+from lesson_04_text_conditioning.velocity import loss_hybrid_velocity
 
 
 @dataclass(frozen=True)
 class Config(MuonConfig):
-    """Lesson 4: a text-to-image model of coloured digits."""
+    """Lesson 4: train a text-to-image model of coloured digits."""
 
-    sample_steps: int = 100  # ancestral steps a sample
-    num_eval: int = 500  # samples measured
+    sample_steps: SamplingSteps = 100  # ancestral steps per sample
+    num_eval: SampleCount = 500  # samples that are measured
 
     default_minutes = 45.0  # for slow machines
 
 
-def main(config):
-    digits, held_back = load_splits(config)
-    run = Run("lesson_04_text_conditioning", config, digits.name)
-    tokenizer = captioned_mnist.train_tokenizer()
+def run(config: Config, data: tuple[Digits, Digits]) -> nn.Module:
+    """Train on `data` (training and validation digits), measure, and return the averaged network."""
+    digits, validation_digits = data
+    run_dir = RunDir(LESSON, config, digits.name)
+    reference = reference_for(digits)
+    tokenizer = train_tokenizer()
     torch.manual_seed(config.seed)
-    network, facts = captioned_mnist.new_network(tokenizer)
-    diffusion = new_diffusion()
+    network, diffusion, metadata = build_model(tokenizer)
 
-    def loss(network, x_0, tokens, mask):
+    def loss(network: TextToImageNetwork, x_0: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         text = network.encode_text(tokens, mask)  # NEW: a caption instead of a class
-        return loss_at_random_t(loss_velocity, diffusion, partial(network, text=text), x_0)
+        return training_loss(loss_hybrid_velocity, diffusion, partial(network, text=text), x_0)
 
-    def draw(network, prompts, steps):
-        sampler = partial(SAMPLERS["ddpm"], diffusion.evenly(config.at_most(steps)))
-        denoiser_of = captioned_mnist.denoiser_of_prompts(network, tokenizer, prompts)
-        return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(prompts), config)
+    def sample(network: TextToImageNetwork, prompts: list[str], steps: int) -> Tensor:
+        sampler = partial(SAMPLERS["ddpm"], diffusion.respace_evenly(config.dry_run_cap(steps)))
+        text = encode_prompts(network, tokenizer, prompts)
+        return sample_batches(
+            sampler,
+            lambda indices: partial(network, text=select(text, indices)),
+            IMAGE_SHAPE,
+            len(prompts),
+            seed=config.seed,
+            device=config.device,
+        )
 
-    def show(network):
-        return label_grid(draw(network, PROMPTS * 4, 50), column_labels=PROMPTS)
+    def preview(network: TextToImageNetwork) -> Figure:
+        return plot_grid(sample(network, PROMPTS * 4, 50), column_labels=PROMPTS)
 
-    torch.manual_seed(0)
-    validation = TokenizedDigits(held_back, tokenizer).batch(torch.arange(config.at_most(512)))
-    network = train(network, loss, TokenizedDigits(digits, tokenizer), config, run, validation, facts, show)
-    prompts, wanted, colours = balanced_prompts(config.at_most(config.num_eval))
-    samples = draw(network, prompts, config.sample_steps)
-    picture = draw(network, PROMPTS * config.at_most(8), config.sample_steps)
-    report(run, samples, reference_for(digits), picture, wanted, colours, column_labels=PROMPTS)
+    network = train(
+        network,
+        loss,
+        TokenizedDigits(digits, tokenizer),
+        config,
+        run=run_dir,
+        validation=validation_batch(validation_digits, tokenizer, config.dry_run_cap(512)),
+        metadata=metadata,
+        preview=preview,
+        lr_scales=LR_SCALES,
+    )
+    prompts, wanted_digits, wanted_colours = balanced_prompts(config.dry_run_cap(config.num_eval))
+    samples = sample(network, prompts, config.sample_steps)
+    metrics = evaluate(samples, reference, wanted_digits, wanted_colours)
+    print(format_metrics(metrics))
+    grid = sample(network, PROMPTS * config.dry_run_cap(8), config.sample_steps)
+    run_dir.finish(metrics, "samples.png", plot_grid(grid, column_labels=PROMPTS))
+    return network
+
+
+def main(config: Config) -> None:
+    run(config, load_splits(config.dataset, config.data_dir))
 
 
 if __name__ == "__main__":

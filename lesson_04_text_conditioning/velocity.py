@@ -1,47 +1,86 @@
-"""Reading a network's output as velocity: better conditioned where the noise is strongest (Salimans & Ho
-2022).
+"""Velocity prediction: a target that is well conditioned at every noise level (Salimans & Ho 2022).
 
-Three channels repeat one digit, so a coloured digit stands out of more noise than a gray one: digit and
-colour are decided at large t. There eps_hat must copy x_t to the third decimal, for its errors are divided by
-sqrt(alpha_bar) on the way to x_0. The velocity is nearly -x_0 there, and an error stays as large as it is.
+To recover x_0 from eps_hat, its error is divided by sqrt(alpha_bar), which is nearly 0 at large t. The
+three equal channels of a coloured digit make digit and colour visible through more noise than a gray digit,
+so they are decided exactly there. The velocity is nearly -x_0 at large t, and its error is not amplified.
 """
 
+from typing import Any
+
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from common.data import check_range
-from lesson_01_ddpm.diffusion import squared_error
-from lesson_02_improved_ddpm.variational_bound import loss_hybrid
-from lesson_04_text_conditioning.text_unet import TextUNet
+from common.images import check_range
+from common.protocols import Denoiser
+from lesson_01_ddpm.diffusion import GaussianDiffusion, squared_error
+from lesson_02_improved_ddpm.variational_bound import vlb_for_variance
 
 
-class VelocityUNet(TextUNet):
-    """A TextUNet that predicts velocity = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0, and answers with
-    eps_hat.
+class VelocityPrediction(nn.Module):
+    """Wrap a network that predicts velocity, so that it returns eps_hat like any other denoiser.
 
-    From outside it is a network like any other: (x_t, t, text) -> [N, 2C, H, W], eps_hat and v.
-    alpha_bar: [T], of the process that it is trained on. beside: what TextUNet's constructor takes besides.
+    velocity = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0. network: (x_t, t, ...) -> [N, C or 2C, H, W],
+    with the velocity in its first C channels; further channels pass through.
+    alpha_bar: [T], of the process that the network is trained on.
     """
 
-    def __init__(self, config, text_config, alpha_bar, **beside):
-        super().__init__(config, text_config, **beside)
+    alpha_bar: Tensor
+
+    def __init__(self, network: nn.Module, alpha_bar: Float[Tensor, "T"]):
+        super().__init__()
+        self.network = network
         self.register_buffer("alpha_bar", alpha_bar.float(), persistent=False)
 
-    def forward(self, x_t, t, text, **seen):
-        output, c = super().forward(x_t, t, text, **seen).float(), x_t.shape[1]
+    def forward(
+        self, x_t: Float[Tensor, "n c h w"], t: Int[Tensor, "n"], *args: Any, **conditioning: Any
+    ) -> Float[Tensor, "n out_c h w"]:
+        output, c = self.network(x_t, t, *args, **conditioning).float(), x_t.shape[1]
         alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
         eps_hat = alpha_bar.sqrt() * output[:, :c] + (1 - alpha_bar).sqrt() * x_t
         return torch.cat([eps_hat, output[:, c:]], 1)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.network.image_shape  # type: ignore[return-value]
 
-def loss_velocity_simple(diffusion, denoiser, x_0, t, noise):
-    """The squared error of the velocity, which is that of eps over alpha_bar: [N]."""
+    def encode_text(self, tokens: Tensor, mask: Tensor) -> Any:
+        """Encode captions by the wrapped network."""
+        return self.network.encode_text(tokens, mask)  # type: ignore[operator]
+
+
+def velocity_error(
+    diffusion: GaussianDiffusion,
+    output: Float[Tensor, "n out_c h w"],
+    noise: Float[Tensor, "n c h w"],
+    t: Int[Tensor, "n"],
+) -> Float[Tensor, "n"]:
+    """Return the squared error of the velocity for each sample: that of eps_hat divided by alpha_bar."""
+    return squared_error(output, noise) / diffusion.alpha_bar[t.cpu()].float().to(noise.device)
+
+
+def loss_simple_velocity(
+    diffusion: GaussianDiffusion,
+    denoiser: Denoiser,
+    x_0: Float[Tensor, "n c h w"],
+    t: Int[Tensor, "n"],
+    noise: Float[Tensor, "n c h w"],
+) -> Float[Tensor, "n"]:
+    """Return L_simple with the velocity as the target, for each sample."""
     check_range(x_0)
-    eps_hat = diffusion.ask(denoiser, diffusion.q_sample(x_0, t, noise), t)[:, : x_0.shape[1]]
-    return squared_error(eps_hat, noise) / diffusion.alpha_bar[t.cpu()].float().to(x_0.device)
+    output = diffusion.predict(denoiser, diffusion.q_sample(x_0, t, noise), t)
+    return velocity_error(diffusion, output, noise, t)
 
 
-def loss_velocity(diffusion, denoiser, x_0, t, noise):
-    """L_hybrid with the squared error of the velocity in place of that of eps: [N]."""
-    output = diffusion.ask(denoiser, diffusion.q_sample(x_0, t, noise), t)
-    more = (1 / diffusion.alpha_bar - 1)[t.cpu()].float().to(x_0.device)
-    return loss_hybrid(diffusion, lambda x_t, t: output, x_0, t, noise) + more * squared_error(output, noise)
+def loss_hybrid_velocity(
+    diffusion: GaussianDiffusion,
+    denoiser: Denoiser,
+    x_0: Float[Tensor, "n c h w"],
+    t: Int[Tensor, "n"],
+    noise: Float[Tensor, "n c h w"],
+) -> Float[Tensor, "n"]:
+    """Return L_hybrid with the velocity as the target of its first half, for each sample."""
+    check_range(x_0)
+    x_t = diffusion.q_sample(x_0, t, noise)
+    output = diffusion.predict(denoiser, x_t, t)
+    return velocity_error(diffusion, output, noise, t) + vlb_for_variance(diffusion, output, x_0, x_t, t)
