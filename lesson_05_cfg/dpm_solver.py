@@ -1,39 +1,50 @@
-"""DPM-Solver++(2M): the sampling ODE solved in 15-20 steps (Lu et al. 2022, algorithm 2)."""
+"""DPM-Solver++(2M): the sampling ODE solved in 15 to 20 steps (Lu et al. 2022, algorithm 2)."""
+
+from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from lesson_01_ddpm.diffusion import Step, clip
+from common.protocols import DenoisedFn, Denoiser, Sampler, SamplerStep
+from lesson_01_ddpm.diffusion import GaussianDiffusion, clamp_x_0
 from lesson_02_improved_ddpm import ddim
 
 
 @torch.no_grad()
-def dpm_solver_sample(diffusion, denoiser, x_T, generator=None, bound=clip):
-    """Sample from x_T [N, C, H, W], a step per timestep of `diffusion`. Yields a Step for each.
-    Deterministic.
+def dpmpp_2m_sample(
+    diffusion: GaussianDiffusion,
+    denoiser: Denoiser,
+    x_T: Float[Tensor, "n c h w"],
+    generator: torch.Generator | None = None,
+    denoised_fn: DenoisedFn | None = clamp_x_0,
+) -> Iterator[SamplerStep]:
+    """Sample deterministically from x_T, white noise; yield one step per timestep.
 
-    Between two timesteps the predicted x_0 is taken as constant: at its value in the middle of the step, to
-    which the line through the prediction here and the one before leads, in lambda = log(alpha / sigma). The
-    first step has no prediction before it, and the last goes to sigma = 0, infinitely far in lambda: these
-    two take x_0 as it is here. (`generator` is there for the samplers' common form.)
+    Within a step the predicted x_0 is held constant at its value in the middle of the step, extrapolated
+    linearly in lambda = log(alpha / sigma) from the predictions here and one step earlier. The first step has
+    no earlier prediction, and the last one ends at sigma = 0, infinitely far in lambda; both use x_0 as it is
+    predicted here. (`generator` is not used; samplers share one signature.)
     """
     alpha, sigma = diffusion.alpha_bar.sqrt(), (1 - diffusion.alpha_bar).sqrt()
     lambda_ = (alpha / sigma).log()
     x_t, x_0_before = x_T, None
     for i in reversed(range(diffusion.num_timesteps)):
         t = torch.full((len(x_t),), i)
-        x_0 = ddim.predict_x_0(diffusion, denoiser, x_t, t, bound)
+        x_0 = ddim.predict_x_0(diffusion, denoiser, x_t, t, denoised_fn)
         if i == 0:
             x_prev = x_0
         else:
             h = lambda_[i - 1] - lambda_[i]
-            x_0_here = x_0
+            x_0_mid = x_0
             if x_0_before is not None:
                 r = (lambda_[i] - lambda_[i + 1]) / h
-                x_0_here = x_0 + (x_0 - x_0_before) / (2 * r.item())
+                x_0_mid = x_0 + (x_0 - x_0_before) / (2 * r.item())
             ratio, weight = sigma[i - 1] / sigma[i], -alpha[i - 1] * torch.expm1(-h)
-            x_prev = ratio.item() * x_t + weight.item() * x_0_here
-        yield Step(i, x_t, x_0, x_prev)
+            x_prev = ratio.item() * x_t + weight.item() * x_0_mid
+        yield SamplerStep(i, x_t, x_0, x_prev)
         x_t, x_0_before = x_prev, x_0
 
 
-SAMPLERS = {**ddim.SAMPLERS, "dpm++": dpm_solver_sample}
+# The samplers that lessons from here on offer, by name.
+SAMPLERS: dict[str, Sampler] = {**ddim.SAMPLERS, "dpm++": dpmpp_2m_sample}

@@ -8,7 +8,7 @@ No training is needed. The answers stand in solutions.ipynb.
 import numpy as np
 import torch
 
-from common.exercises import Wrong, close, run_checks
+from common.exercises import WrongAnswer, allclose, run_checks
 
 # -- 1. Guidance        topic: classifier-free guidance; easy; 5 minutes
 
@@ -26,15 +26,15 @@ def check_guide(answer=guide):
     cond, uncond = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)
     at_0, at_1, at_3 = (answer(cond, uncond, s) for s in (0, 1, 3))
     if at_3.shape != cond.shape:
-        raise Wrong(f"the answer has shape {tuple(at_3.shape)}; v must be kept, {tuple(cond.shape)}")
-    if close(at_0[:, :3], cond[:, :3]):
-        raise Wrong("at s = 0 the caption still counts: that is w = s - 1 of Ho & Salimans")
-    if not (close(at_0[:, :3], uncond[:, :3]) and close(at_1[:, :3], cond[:, :3])):
-        raise Wrong("s = 0 must be the answer without caption, s = 1 the one with it")
-    if not close(at_3[:, :3] - at_1[:, :3], 2 * (at_1[:, :3] - at_0[:, :3])):
-        raise Wrong("from s = 1 to 3 it must go on twice as far as from 0 to 1, on the same line")
-    if not close(at_3[:, 3:], cond[:, 3:]):
-        raise Wrong("v is guided too; it is no score, take it from the answer with the caption")
+        raise WrongAnswer(f"the answer has shape {tuple(at_3.shape)}; v must be kept, {tuple(cond.shape)}")
+    if allclose(at_0[:, :3], cond[:, :3]):
+        raise WrongAnswer("at s = 0 the caption still counts: that is w = s - 1 of Ho & Salimans")
+    if not (allclose(at_0[:, :3], uncond[:, :3]) and allclose(at_1[:, :3], cond[:, :3])):
+        raise WrongAnswer("s = 0 must be the answer without caption, s = 1 the one with it")
+    if not allclose(at_3[:, :3] - at_1[:, :3], 2 * (at_1[:, :3] - at_0[:, :3])):
+        raise WrongAnswer("from s = 1 to 3 it must go on twice as far as from 0 to 1, on the same line")
+    if not allclose(at_3[:, 3:], cond[:, 3:]):
+        raise WrongAnswer("v is guided too; it is no score, take it from the answer with the caption")
 
 
 # -- 2. Who loses the caption        topic: caption dropout; easy; 5 minutes
@@ -52,13 +52,15 @@ def check_drop(answer=drop):
     kept = answer(mask.clone(), 0.2)
     gone = ~kept.any(1)
     if (kept != mask)[~gone].any():
-        raise Wrong("some captions lose only a part of their tokens; a caption goes whole or stays whole")
+        raise WrongAnswer(
+            "some captions lose only a part of their tokens; a caption goes whole or stays whole"
+        )
     if gone.all() or not gone.any():
-        raise Wrong("the whole batch shares one draw; every example needs its own")
+        raise WrongAnswer("the whole batch shares one draw; every example needs its own")
     if abs(gone.float().mean() - 0.8) < 0.05:
-        raise Wrong("80 % are dropped: that is the share to keep")
+        raise WrongAnswer("80 % are dropped: that is the share to keep")
     if abs(gone.float().mean() - 0.2) > 0.05:
-        raise Wrong(f"{gone.float().mean():.0%} are dropped, not 20 %")
+        raise WrongAnswer(f"{gone.float().mean():.0%} are dropped, not 20 %")
 
 
 # -- 3. How strong is strong?        topic: dynamic thresholding; medium; 10 minutes
@@ -78,16 +80,22 @@ def check_threshold(answer=threshold):
     x_0 = torch.randn(3, 3, 16, 16) * torch.tensor([0.1, 1.0, 4.0]).view(3, 1, 1, 1)
     ours = answer(x_0.clone(), 90)
     if ours.abs().max() > 1.0001:
-        raise Wrong(f"values up to {ours.abs().max():.2f} are left; after the division all are in [-1, 1]")
-    if not close(answer(x_0[1:2].clone(), 90)[0], ours[1]):
-        raise Wrong("what becomes of a sample depends on the others in the batch; take a percentile each")
-    if not close(ours[0], x_0[0]):
-        raise Wrong("a sample that was in range changed: the threshold must be at least 1")
+        raise WrongAnswer(
+            f"values up to {ours.abs().max():.2f} are left; after the division all are in [-1, 1]"
+        )
+    if not allclose(answer(x_0[1:2].clone(), 90)[0], ours[1]):
+        raise WrongAnswer(
+            "what becomes of a sample depends on the others in the batch; take a percentile each"
+        )
+    if not allclose(ours[0], x_0[0]):
+        raise WrongAnswer("a sample that was in range changed: the threshold must be at least 1")
     s = np.percentile(np.abs(x_0[2].numpy()), 90)
-    if close(ours[2], x_0[2].clamp(-1, 1)):
-        raise Wrong("that is plain clipping; cut at the percentile, then divide by it")
-    if not close(ours[2], torch.from_numpy(np.clip(x_0[2].numpy(), -s, s) / s)):
-        raise Wrong("the strongest sample is not cut at its own 90th percentile of |x_0| and divided by it")
+    if allclose(ours[2], x_0[2].clamp(-1, 1)):
+        raise WrongAnswer("that is plain clipping; cut at the percentile, then divide by it")
+    if not allclose(ours[2], torch.from_numpy(np.clip(x_0[2].numpy(), -s, s) / s)):
+        raise WrongAnswer(
+            "the strongest sample is not cut at its own 90th percentile of |x_0| and divided by it"
+        )
 
 
 # -- 4. A step of second order        topic: DPM-Solver++(2M); hard; 20 minutes
@@ -119,13 +127,19 @@ def check_step_2m(answer=step_2m):
         ours = answer(x_s, x_0_before, x_0, before, start, end)
         first_order = exact(x_s, a + b * start, 0.0, start, end)
         if (ours - first_order).abs() < 1e-6:
-            raise Wrong("x_0 is taken as constant: that is DDIM; the prediction before it must count too")
+            raise WrongAnswer(
+                "x_0 is taken as constant: that is DDIM; the prediction before it must count too"
+            )
         errors.append((ours - exact(x_s, a, b, start, end)).abs().item())
     if errors[0] > 0.02:
-        raise Wrong(f"the step is off by {errors[0]:.3f}; compare sign and size of each term with eq. 17")
+        raise WrongAnswer(
+            f"the step is off by {errors[0]:.3f}; compare sign and size of each term with eq. 17"
+        )
     if errors[0] / max(errors[1], 1e-9) < 6:
         ratio = errors[0] / errors[1]
-        raise Wrong(f"half the step makes the error {ratio:.1f} times smaller, not 8 times; look at D, and r")
+        raise WrongAnswer(
+            f"half the step makes the error {ratio:.1f} times smaller, not 8 times; look at D, and r"
+        )
 
 
 CHECKS = [check_guide, check_drop, check_threshold, check_step_2m]

@@ -1,49 +1,81 @@
-"""Lesson 5, measured: python lesson_05_cfg/experiments.py NAME
+"""Measure lesson 5: python lesson_05_cfg/experiments.py NAME
 
-    guidance_curve    scales 0 to 20, clipped and with dynamic thresholding
-    best_scale        the best of them alone; with --num-samples 5000 accuracies are known to 0.2 %
+NAME is one of
+    guidance_curve    guidance scales 0 to 20, with clipping and with dynamic thresholding
+    best_scale        the scale of the best FID alone; --num-samples 5000 gives accuracies within 0.2 %
     interval          guidance at some noise levels only
-    samplers          ancestral, DDIM and DPM-Solver++ at 5 to 250 steps, against seconds
-    drop_probability  captions dropped in training never, rarely, often
-    time_to_quality   how good after how many minutes, by Muon and AdamW, t drawn in two ways
-    mistakes          the classic bugs, beside the right version
+    samplers          ancestral sampling, DDIM and DPM-Solver++ at 5 to 250 steps, against seconds
+    drop_probability  training without caption dropout, with little and with much
+    time_to_quality   quality after several training times, by Muon and AdamW, with t drawn in two ways
+    mistakes          the classic bugs, next to the right version
 
-Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
+Each writes results/NAME.json and NAME.png. An interrupted experiment continues with the missing rows.
 """
 
-import time
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-import torch
+from common.cli import run_command
+from common.plotting import plot_curves
+from common.results.experiments import (
+    ExperimentConfig,
+    by_name,
+    run_experiment,
+    run_folder,
+    save_figure,
+    save_image_rows,
+    save_losses,
+    with_default_steps,
+)
+from common.training.config import MuonConfig
+from common.training.metrics_csv import read_metrics
+from lesson_01_ddpm.diffusion import clamp_x_0, uniform_timesteps
+from lesson_04_text_conditioning.captioned_mnist import PROMPTS
+from lesson_04_text_conditioning.studies.captioned_digits import (
+    PromptDenoiser,
+    Study,
+    open_study,
+    train_captioned,
+    untrained_network,
+)
+from lesson_05_cfg.dpm_solver import SAMPLERS, dpmpp_2m_sample
+from lesson_05_cfg.guidance import drop_captions, dynamic_threshold, prompt_denoiser
+from lesson_05_cfg.guided_study import (
+    SHOWN_STEPS,
+    at_scale,
+    loss_with,
+    measure,
+    open_pretrained,
+    pretrained_network,
+    sample,
+)
+from lesson_05_cfg.mistakes import against_nothing, drop_whole_batches, variance_guided_too
+from lesson_05_cfg.pipeline import LESSON
+from lesson_05_cfg.timesteps import sample_noisy_timesteps
 
-from common.captions import balanced_prompts
-from common.command import run_command
-from common.experiments import ExperimentConfig, quality, run_experiment
-from common.pictures import curves
-from common.runs import read_metrics
-from common.sampling import load_network, sample_batches
-from common.training import MuonConfig
-from lesson_01_ddpm.diffusion import clip, uniform
-from lesson_02_improved_ddpm.train_mnist import new_diffusion
-from lesson_04_text_conditioning import captioned_mnist
-from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, denoiser_of_prompts
-from lesson_04_text_conditioning.experiments import Captioned
-from lesson_04_text_conditioning.text_transformer import Text
-from lesson_04_text_conditioning.velocity import loss_velocity
-from lesson_05_cfg.dpm_solver import SAMPLERS, dpm_solver_sample
-from lesson_05_cfg.guidance import drop_captions, dynamic_threshold, guided, guided_between, loss_of_captions
-from lesson_05_cfg.timesteps import mostly_large
-
-LESSON = "lesson_05_cfg"
 SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
 STEPS = (5, 10, 15, 20, 25, 50, 100, 250)
-SHOWN_STEPS = 20  # of DPM-Solver++, where samples are compared
 INTERVALS = ((0, 999), (0, 499), (500, 999), (250, 749), (0, 749), (250, 999))
-RATES = {"muon": MuonConfig.learning_rate, "adamw": 1.5e-3}  # of learning
-BUDGETS = (350, 700, 1400, 2800)  # steps of training
-SCALE = 3  # of guidance, where nothing else is said
-BEST = 2  # where FID is best
+LEARNING_RATES = {"muon": MuonConfig.learning_rate, "adamw": 1.5e-3}
+BUDGETS = (350, 700, 1400, 2800)  # training steps
+SCALE = 3  # guidance scale, unless an experiment says otherwise
+BEST_SCALE = 2  # guidance scale with the best FID
+COLUMN_TITLES = {
+    "scale": "s",
+    "denoised_fn": "range",
+    "saturated": ("saturated pixels", ".1%"),
+    "low": "guided from t",
+    "high": "to",
+    "steps": "sampling steps",
+    "dropped": ("captions dropped", ".0%"),
+    "timesteps": "t",
+    "seconds_a_sample": ("seconds per sample", ".2f"),
+}
+# Names of functions in tables and figures
+DENOISED_FNS = {"clip": clamp_x_0, "dynamic_threshold": dynamic_threshold}
+SAMPLE_T = {"mostly large": sample_noisy_timesteps, "uniform": uniform_timesteps}
 
 
 @dataclass(frozen=True)
@@ -51,180 +83,155 @@ class Config(ExperimentConfig):
     __doc__ = __doc__
 
 
-class Guided(Captioned):
-    """An experiment that draws with `network`, which was trained to be guided."""
-
-    lesson, network = LESSON, None
-
-    def draw(self, prompts, denoiser_for, steps=SHOWN_STEPS, sampler=dpm_solver_sample, **settings):
-        sampler = partial(sampler, new_diffusion().evenly(steps), **settings)
-        denoiser_of = denoiser_of_prompts(self.network, self.tokenizer, prompts, denoiser_for)
-        return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(prompts), self.config)
-
-    def measure(self, denoiser_for, steps=SHOWN_STEPS, n=None, **settings):
-        """The numbers, the share of pixels that are saturated, and the seconds that a sample takes."""
-        n = n or self.config.samples_at(steps)
-        prompts, digits, colours = balanced_prompts(n)
-        started = time.monotonic()
-        samples = self.draw(prompts, denoiser_for, steps, **settings)
-        seconds = (time.monotonic() - started) / n
-        saturated = (samples.amax(1) >= 1).float().mean().item()
-        return quality(samples, self.reference, digits, colours) | {
-            "saturated": saturated,
-            "seconds_a_sample": seconds,
-        }
+# -- experiments with the pretrained weights -----------------------------------------------------------------
 
 
-def shipped(config):
-    """The experiment with the weights that this lesson ships."""
-    experiment = Guided(config, weights_of=LESSON)
-    experiment.network = load_network(None, LESSON, captioned_mnist.rebuild, config.device)[0]
-    return experiment
+def guidance_curve(config: Config) -> None:
+    """Measure accuracy and diversity by guidance scale (Ho & Salimans 2022, table 1).
 
-
-def at_scale(scale):
-    return partial(guided, guidance_scale=scale)
-
-
-def guidance_curve(config):
-    """Ho & Salimans 2022, table 1: accuracy against diversity. Saharia et al. 2022: thresholding helps."""
-    experiment, lines = shipped(config), {}
-    for bound in (clip, dynamic_threshold):
+    Predicted images are clipped, or rescaled by dynamic thresholding (Saharia et al. 2022, section 2.3).
+    """
+    study, network = open_pretrained(config)
+    curves = defaultdict(list)
+    for name, denoised_fn in DENOISED_FNS.items():
+        sampler = partial(dpmpp_2m_sample, denoised_fn=denoised_fn)
         for scale in SCALES:
-            settings = {"scale": scale, "bound": bound.__name__}
-            row = experiment.row(partial(experiment.measure, bound=bound), at_scale(scale), **settings)
-            for name in ("fid", "diversity"):
-                lines.setdefault(f"{name}, {bound.__name__}", []).append((scale + 0.1, row[name]))
-    experiment.save(curves(lines, "s + 0.1", ""))
+            measure_scale = partial(measure, study, network, at_scale(scale), sampler=sampler)
+            row = study.table.row(measure_scale, scale=scale, denoised_fn=name)
+            for metric in ("fid", "diversity"):
+                curves[f"{metric}, {name}"].append((scale + 0.1, row[metric]))
+    save_figure(study.table, plot_curves(curves, "s + 0.1", ""))
 
 
-def best_scale(config):
-    """The weights that are shipped, at the scale where their FID is best."""
-    experiment = shipped(config)
-    experiment.row(experiment.measure, at_scale(BEST), scale=BEST)
-    experiment.save_rows({f"s = {BEST}": experiment.draw(PROMPTS, at_scale(BEST))})
+def best_scale(config: Config) -> None:
+    """Measure the pretrained weights at the guidance scale with the best FID."""
+    study, network = open_pretrained(config)
+    study.table.row(partial(measure, study, network, at_scale(BEST_SCALE)), scale=BEST_SCALE)
+    save_image_rows(study.table, {f"s = {BEST_SCALE}": sample(study, network, PROMPTS, at_scale(BEST_SCALE))})
 
 
-def interval(config):
-    """Kynkaanniemi et al. 2024: guidance is needed in the middle; at high noise it only costs diversity."""
-    experiment, shown = shipped(config), {}
+def interval(config: Config) -> None:
+    """Measure guidance at some timesteps only (Kynkäänniemi et al. 2024)."""
+    study, network = open_pretrained(config)
+    shown = {}
     for low, high in INTERVALS:
-        denoiser_for = partial(guided_between, guidance_scale=SCALE, interval=(low, high))
-        experiment.row(experiment.measure, denoiser_for, low=low, high=high)
-        shown[f"t from {low} to {high}"] = experiment.draw(PROMPTS, denoiser_for)
-    experiment.save_rows(shown)
+        denoiser_for = partial(prompt_denoiser, guidance_scale=SCALE, interval=(low, high))
+        study.table.row(partial(measure, study, network, denoiser_for), low=low, high=high)
+        shown[f"t from {low} to {high}"] = sample(study, network, PROMPTS, denoiser_for)
+    save_image_rows(study.table, shown)
 
 
-def samplers(config):
-    """Lu et al. 2022: DPM-Solver++ needs 15 to 20 steps, the others more."""
-    experiment, lines = shipped(config), {}
+def samplers(config: Config) -> None:
+    """Compare samplers at few and many steps (Lu et al. 2022)."""
+    study, network = open_pretrained(config)
+    curves = defaultdict(list)
     for name, sampler in SAMPLERS.items():
         for steps in STEPS:
-            measure = partial(experiment.measure, sampler=sampler)
-            row = experiment.row(measure, at_scale(SCALE), steps, sampler=name, steps=steps)
+            measure_steps = partial(measure, study, network, at_scale(SCALE), steps, sampler)
+            row = study.table.row(measure_steps, sampler=name, steps=steps)
             if row["n"] == config.num_samples:
-                lines.setdefault(name, []).append((row["seconds_a_sample"], row["fid"]))
-    few = config.samples_at(max(STEPS))  # FID and KID compare at equal n: for so many there is one row more
-    extra = partial(experiment.measure, sampler=dpm_solver_sample, n=few)
-    experiment.row(extra, at_scale(SCALE), SHOWN_STEPS, sampler=f"dpm++, {few} samples", steps=SHOWN_STEPS)
-    experiment.save(curves(lines, "seconds a sample", f"FID of {config.num_samples} samples"))
+                curves[name].append((row["seconds_a_sample"], row["fid"]))
+    # FID and KID are comparable at equal n only, and rows of many steps have fewer samples
+    few = config.samples_at(max(STEPS))
+    measure_few = partial(measure, study, network, at_scale(SCALE), n=few)
+    study.table.row(measure_few, sampler=f"dpm++, {few} samples", steps=SHOWN_STEPS)
+    figure = plot_curves(curves, "seconds per sample", f"FID of {config.num_samples} samples")
+    save_figure(study.table, figure)
 
 
-def loss_with(drop, draw_t=mostly_large):
-    """This lesson's loss. drop: (mask) -> mask of the captions that are left."""
-    return loss_of_captions(loss_velocity, new_diffusion(), drop, draw_t=draw_t)
+# -- experiments with training -------------------------------------------------------------------------------
 
 
-def drop_probability(config):
-    """Ho & Salimans 2022, section 4.2: 0.1 and 0.2 do equally well, 0.5 less.
+def drop_probability(config: Config) -> None:
+    """Compare fractions of dropped captions (Ho & Salimans 2022, section 4.2).
 
-    At 0 guidance starts from an answer that was never trained.
+    Without dropout, guidance starts from a prediction that was never trained.
     """
-    experiment, shown = Guided(config, steps=1000), {}
+    study, shown = open_study(LESSON, with_default_steps(config, 1000)), {}
     for probability in (0.0, 0.1, 0.2, 0.5):
         loss = loss_with(partial(drop_captions, probability=probability))
-        experiment.network = experiment.train(f"p {probability}", experiment.new_network(), loss)
+        network = train_captioned(study, f"p {probability}", untrained_network(study), loss)
         for scale in (1, SCALE):
-            experiment.row(experiment.measure, at_scale(scale), dropped=probability, scale=scale)
-        shown[f"{probability:.0%} dropped"] = experiment.draw(PROMPTS, at_scale(SCALE))
-    experiment.save_rows(shown)
+            measure_scale = partial(measure, study, network, at_scale(scale))
+            study.table.row(measure_scale, dropped=probability, scale=scale)
+        shown[f"{probability:.0%} dropped"] = sample(study, network, PROMPTS, at_scale(SCALE))
+    save_image_rows(study.table, shown)
 
 
-def time_to_quality(config):
-    """Each training is of its own, for the learning rate decays towards its end: half a long one is less than
-    a short one. `minutes_of_training` are of this machine, with nothing else to do."""
-    experiment, lines = Guided(config), {}
-    drop = partial(drop_captions, probability=0.1)
-    shorter = BUDGETS[:-1]
-    ways = ("muon", mostly_large, shorter), ("adamw", mostly_large, BUDGETS), ("adamw", uniform, shorter)
-    for optimizer, draw_t, budgets in ways:
-        settings = {"optimizer": optimizer, "learning_rate": RATES[optimizer]}
-        way = {"optimizer": optimizer, "timesteps": draw_t.__name__.replace("_", " ")}
-        for steps in (budget for budget in budgets if budget <= experiment.config.steps):
-            name = f"{', '.join(way.values())}, {steps} steps"
-            loss, network = loss_with(drop, draw_t), experiment.new_network()
-            experiment.network = experiment.train(name, network, loss, steps=steps, **settings)
-            minutes = read_metrics(experiment.folder_of(name) / "metrics.csv")[-1]["minutes"]
-            key = way | {"training_steps": steps, "minutes_of_training": minutes}
-            row = experiment.row(experiment.measure, at_scale(SCALE), **key)
-            for measure, value in (("FID", row["fid"]), ("% wrong", 100 * (1 - row["both_accuracy"]))):
-                lines.setdefault(f"{measure}, {', '.join(way.values())}", []).append((minutes, value))
-    experiment.save(curves(lines, "minutes of training", ""))
+def train_briefly(study: Study, optimizer: str, timesteps: str, steps: int) -> dict[str, Any]:
+    """Train for `steps` and return the metrics of guided samples and the minutes of training."""
+    variant = f"{optimizer}, {timesteps}, {steps} steps"
+    loss = loss_with(partial(drop_captions, probability=0.1), SAMPLE_T[timesteps])
+    network = train_captioned(
+        study,
+        variant,
+        untrained_network(study),
+        loss,
+        steps=steps,
+        optimizer=optimizer,
+        learning_rate=LEARNING_RATES[optimizer],
+    )
+    last = read_metrics(run_folder(LESSON, study.config, variant) / "metrics.csv")[-1]
+    return {"minutes_of_training": last["minutes"]} | measure(study, network, at_scale(SCALE))
 
 
-def drop_whole_batches(mask):
-    """The mistake: one draw for all."""
-    return mask & (torch.rand(1, device=mask.device) >= 0.1)
+def time_to_quality(config: Config) -> None:
+    """Measure the model after several training times, by two optimizers and two distributions of t.
+
+    Every row is a training run of its own, because the learning rate decays towards the end of a run.
+    """
+    config = with_default_steps(config)
+    study, curves = open_study(LESSON, config), defaultdict(list)
+    for optimizer, timesteps, budgets in (
+        ("muon", "mostly large", BUDGETS[:-1]),
+        ("adamw", "mostly large", BUDGETS),
+        ("adamw", "uniform", BUDGETS[:-1]),
+    ):
+        for steps in (budget for budget in budgets if budget <= (config.steps or 0)):
+            train = partial(train_briefly, study, optimizer, timesteps, steps)
+            row = study.table.row(train, optimizer=optimizer, timesteps=timesteps, training_steps=steps)
+            minutes, wrong = row["minutes_of_training"], 100 * (1 - row["both_accuracy"])
+            curves[f"FID, {optimizer}, {timesteps}"].append((minutes, row["fid"]))
+            curves[f"% wrong, {optimizer}, {timesteps}"].append((minutes, wrong))
+    save_figure(study.table, plot_curves(curves, "minutes of training", ""))
 
 
-def against_nothing(experiment, network, text, empty):
-    """The mistake: the caption "nothing" where training had the empty one."""
-    wrong = captioned_mnist.encode_prompts(network, experiment.tokenizer, ["nothing"])
-    wrong = Text(*(part.expand_as(like) for part, like in zip(wrong, text)))
-    return guided(network, text, wrong, SCALE)
-
-
-def variance_guided_too(network, text, empty):
-    """The mistake: all channels go into the formula, v too."""
-
-    def denoiser(x_t, t):
-        cond, uncond = network(x_t, t, text), network(x_t, t, empty)
-        return uncond + SCALE * (cond - uncond)
-
-    return denoiser
-
-
-def mistakes(config):
-    """Each bug beside the right version: one in training, the others in sampling from the shipped weights."""
-    experiment = Guided(config, steps=1000, weights_of=LESSON)
-    drops = {"right": partial(drop_captions, probability=0.1), "whole batches dropped": drop_whole_batches}
-    losses = {name: loss_with(drop) for name, drop in drops.items()}
-    networks = {n: experiment.train(n, experiment.new_network(), loss) for n, loss in losses.items()}
-    networks["shipped"] = load_network(None, LESSON, captioned_mnist.rebuild, config.device)[0]
-    ancestral = {"sampler": SAMPLERS["ddpm"]}
-    versions = {
-        "right, briefly trained": ("right", at_scale(SCALE), {}),
-        "whole batches dropped": ("whole batches dropped", at_scale(SCALE), {}),
-        "right, shipped weights": ("shipped", at_scale(SCALE), {}),
-        '"nothing" for empty': ("shipped", partial(against_nothing, experiment), {}),
-        "s = 3 taken for w": ("shipped", at_scale(SCALE + 1), {}),
-        "w = 0 taken for s": ("shipped", at_scale(0), {}),
-        "right, ancestral": ("shipped", at_scale(SCALE), ancestral),
-        "variance guided, ancestral": ("shipped", variance_guided_too, ancestral),
+def mistakes(config: Config) -> None:
+    """Compare each bug with the right version: one bug of training, and several of sampling."""
+    study = open_study(LESSON, with_default_steps(config, 1000), weights_of=LESSON)
+    pretrained = pretrained_network(config)
+    losses = {
+        "right": loss_with(partial(drop_captions, probability=0.1)),
+        "whole batches dropped": loss_with(drop_whole_batches),
+    }
+    trained = {
+        name: train_captioned(study, name, untrained_network(study), loss) for name, loss in losses.items()
+    }
+    right = at_scale(SCALE)
+    wrong_empty = partial(against_nothing, guidance_scale=SCALE)
+    wrong_variance = partial(variance_guided_too, guidance_scale=SCALE)
+    versions: dict[str, tuple[Any, PromptDenoiser, str]] = {  # the str: name of the sampler
+        "right, briefly trained": (trained["right"], right, "dpm++"),
+        "whole batches dropped": (trained["whole batches dropped"], right, "dpm++"),
+        "right, shipped weights": (pretrained, right, "dpm++"),
+        '"nothing" for empty': (pretrained, wrong_empty, "dpm++"),
+        "s = 3 taken for w": (pretrained, at_scale(SCALE + 1), "dpm++"),
+        "w = 0 taken for s": (pretrained, at_scale(0), "dpm++"),
+        "right, ancestral": (pretrained, right, "ddpm"),
+        "variance guided, ancestral": (pretrained, wrong_variance, "ddpm"),
     }
     shown = {}
-    for name, (trained, denoiser_for, settings) in versions.items():
-        experiment.network = networks[trained]
-        experiment.row(partial(experiment.measure, **settings), denoiser_for, mistake=name)
-        shown[name] = experiment.draw(PROMPTS, denoiser_for, **settings)
-    experiment.save_rows(shown)
-    experiment.save_losses(losses)
+    for name, (network, denoiser_for, sampler) in versions.items():
+        measure_version = partial(measure, study, network, denoiser_for, sampler=SAMPLERS[sampler])
+        study.table.row(measure_version, mistake=name)
+        shown[name] = sample(study, network, PROMPTS, denoiser_for, sampler=SAMPLERS[sampler])
+    save_image_rows(study.table, shown)
+    save_losses(study.table, {name: run_folder(LESSON, study.config, name) for name in losses})
 
 
-EXPERIMENTS = {
-    f.__name__: f
-    for f in (guidance_curve, best_scale, interval, samplers, drop_probability, time_to_quality, mistakes)
-}
+EXPERIMENTS = by_name(
+    (guidance_curve, best_scale, interval, samplers, drop_probability, time_to_quality, mistakes)
+)
 
 if __name__ == "__main__":
-    run_command(lambda config: run_experiment(EXPERIMENTS, config), Config)
+    run_command(partial(run_experiment, EXPERIMENTS), Config)

@@ -1,83 +1,144 @@
 """Classifier-free guidance (Ho & Salimans 2022; GLIDE: Nichol et al. 2022, section 2.3)."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from lesson_01_ddpm.diffusion import loss_at_random_t, uniform
+from common.conditioning import batch_size, concatenate, expand
+from common.protocols import Conditioning, Denoiser, Loss, LossAtT, Process, TextToImageNetwork, Tokenizer
+from lesson_01_ddpm.diffusion import training_loss, uniform_timesteps
+from lesson_04_text_conditioning.model import encode_prompts
+
+ConditionalNetwork = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (x_t, t, conditioning) -> output
+# (process, network, x_0) -> the image to draw, and the network's inputs besides x_t, t and the caption
+Task = Callable[[Any, Any, Tensor], tuple[Tensor, dict[str, Any]]]
 
 
-def drop_captions(mask, probability):
-    """Caption dropout: each sample, by itself, gets the empty caption (all padding) with this probability.
+def drop_captions(mask: Bool[Tensor, "n length"], probability: float) -> Bool[Tensor, "n length"]:
+    """Replace each caption independently by the empty one with this probability (caption dropout).
 
-    mask: bool [N, context]. Where it is False the text transformer sees its padding embedding, whatever the
-    token.
+    Where the mask is False, the text encoder sees its padding embedding instead of the token.
     """
     dropped = torch.rand(len(mask), device=mask.device) < probability
     return mask & ~dropped[:, None]
 
 
-def draw(diffusion, network, x_0):
+def text_to_image_task(diffusion: Process, network: Any, x_0: Tensor) -> tuple[Tensor, dict[str, Any]]:
     """The task of all lessons so far: draw x_0, given its caption and nothing else."""
     return x_0, {}
 
 
-def loss_of_captions(at_t, diffusion, drop, task=draw, draw_t=uniform):
-    """(network, x_0, tokens, mask) -> [N]: the loss `at_t` at random t, with the captions that `drop` leaves.
+def caption_loss(
+    loss: LossAtT,
+    diffusion: Process,
+    drop_fn: Callable[[Tensor], Tensor],
+    task: Task = text_to_image_task,
+    sample_t: Callable[[int, int], Tensor] = uniform_timesteps,
+) -> Loss:
+    """Return the training loss (network, x_0, tokens, mask) -> [N] of a text-to-image network.
 
-    at_t: (diffusion, denoiser, x_0, t, noise) -> [N]. drop: mask -> mask. task: (diffusion, network, x_0) ->
-    what is to be drawn, and what the network sees of it, by name. draw_t: (N, num_timesteps) -> t [N].
+    loss: at given timesteps, such as `loss_hybrid_velocity`. drop_fn: mask -> mask, for caption dropout.
+    sample_t: (n, num_timesteps) -> int64 [n].
     """
 
-    def loss(network, x_0, tokens, mask):
-        x_0, seen = task(diffusion, network, x_0)
-        text = network.encode_text(tokens, drop(mask))
-        return loss_at_random_t(at_t, diffusion, partial(network, text=text, **seen), x_0, draw_t)
+    def training_loss_of_captions(
+        network: TextToImageNetwork, x_0: Tensor, tokens: Tensor, mask: Tensor
+    ) -> Tensor:
+        x_0, unet_kwargs = task(diffusion, network, x_0)
+        text = network.encode_text(tokens, drop_fn(mask))
+        return training_loss(loss, diffusion, partial(network, text=text, **unet_kwargs), x_0, sample_t)
 
-    return loss
+    return training_loss_of_captions
 
 
-def guided(network, text, empty, guidance_scale):
-    """A denoiser (x_t, t) -> output that follows the caption more than the network alone does:
+def cfg_denoiser(
+    network: ConditionalNetwork, cond: Conditioning, uncond: Conditioning, guidance_scale: float
+) -> Denoiser:
+    """Return a denoiser that follows its conditioning more closely than the network alone:
 
         eps = eps_uncond + s (eps_cond - eps_uncond)
 
-    network: (x_t, t, text) -> [N, C or 2C, H, W]. text, empty: the encoded captions and as many empty ones,
-    tuples of tensors [N, ...]. s = 0 ignores the caption, s = 1 is the plain conditional model, each one call
-    for N; any other s is one call for 2N. The variance channels are the conditional branch's: v is no score,
-    and is not guided.
+    network: (x_t, t, conditioning) -> [N, C or more, H, W]. cond, uncond: trees of tensors [N, ...];
+    uncond is the same with empty captions. s = 0 ignores the captions and s = 1 is the plain conditional
+    model, each in one evaluation per step; other scales evaluate both branches in one batch of 2N. Further
+    channels, a learned variance, are those of the conditional branch: v is not a score and is not guided.
     """
     if guidance_scale in (0, 1):
-        chosen = text if guidance_scale == 1 else empty
+        chosen = cond if guidance_scale == 1 else uncond
         return lambda x_t, t: network(x_t, t, chosen)
-    both = type(text)(*(torch.cat(pair) for pair in zip(text, empty)))
+    both = concatenate(cond, uncond)
 
-    def denoiser(x_t, t):
-        output = network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-        cond, uncond = output.chunk(2)
+    def denoiser(x_t: Float[Tensor, "n c *size"], t: Int[Tensor, "n"]) -> Float[Tensor, "n out_c *size"]:
+        eps_cond, eps_uncond = network(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         c = x_t.shape[1]
-        eps = uncond[:, :c] + guidance_scale * (cond[:, :c] - uncond[:, :c])
-        return torch.cat([eps, cond[:, c:]], 1)
+        eps = eps_uncond[:, :c] + guidance_scale * (eps_cond[:, :c] - eps_uncond[:, :c])
+        return torch.cat([eps, eps_cond[:, c:]], 1)
 
     return denoiser
 
 
-def guided_between(network, text, empty, guidance_scale, interval):
-    """`guided` at timesteps low <= t <= high, the plain conditional model (one call for N) at all others.
+def cfg_interval_denoiser(
+    network: ConditionalNetwork,
+    cond: Conditioning,
+    uncond: Conditioning,
+    guidance_scale: float,
+    interval: tuple[int, int],
+) -> Denoiser:
+    """Return `cfg_denoiser` at timesteps low <= t <= high, and the plain conditional model elsewhere.
 
-    interval: (low, high). Guidance at high noise costs diversity, at low noise it only costs time
-    (Kynkaanniemi et al. 2024). All samples of a call must be at the same t, as in every sampler here.
+    At high noise guidance costs diversity, at low noise only time (Kynkäänniemi et al. 2024). All samples of
+    a batch must be at the same t, as in every sampler here.
     """
-    (low, high), plain = interval, guided(network, text, empty, 1)
-    inside = guided(network, text, empty, guidance_scale)
+    (low, high), plain = interval, cfg_denoiser(network, cond, uncond, 1)
+    inside = cfg_denoiser(network, cond, uncond, guidance_scale)
     return lambda x_t, t: inside(x_t, t) if low <= t[0] <= high else plain(x_t, t)
 
 
-def dynamic_threshold(x_0, percentile=99.5):
-    """Imagen's remedy for saturated pixels (Saharia et al. 2022, section 2.3), a `bound` for any sampler.
+def prompt_conditioning(
+    network: TextToImageNetwork, tokenizer: Tokenizer, prompts: Sequence[str], **unet_kwargs: Tensor
+) -> tuple[Conditioning, Conditioning]:
+    """Return the conditioning on these prompts and on as many empty captions.
 
-    s is that percentile of |x_0| over each sample's values, but at least 1; x_0 is cut to [-s, s] and divided
-    by s. So what guidance pushed out of range comes back with its contrasts, where clipping would lose them.
+    unet_kwargs: further inputs of the network by name, [N, ...] each, the same in both.
+    """
+    text = encode_prompts(network, tokenizer, prompts)
+    empty = expand(encode_prompts(network, tokenizer, [""]), batch_size(text))
+    device = next(network.parameters()).device
+    inputs = {name: x.to(device) for name, x in unet_kwargs.items()}
+    return {"text": text, **inputs}, {"text": empty, **inputs}
+
+
+def prompt_denoiser(
+    network: TextToImageNetwork,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    guidance_scale: float = 1.0,
+    interval: tuple[int, int] | None = None,
+    **unet_kwargs: Tensor,
+) -> Denoiser:
+    """Return the guided denoiser for one sample per prompt.
+
+    interval: timesteps at which there is guidance; None means all. unet_kwargs: as in `prompt_conditioning`.
+    """
+    cond, uncond = prompt_conditioning(network, tokenizer, prompts, **unet_kwargs)
+
+    def conditional(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        return network(x_t, t, **conditioning)
+
+    if interval:
+        return cfg_interval_denoiser(conditional, cond, uncond, guidance_scale, interval)
+    return cfg_denoiser(conditional, cond, uncond, guidance_scale)
+
+
+def dynamic_threshold(x_0: Float[Tensor, "n c h w"], percentile: float = 99.5) -> Float[Tensor, "n c h w"]:
+    """Rescale an oversaturated predicted x_0; a `denoised_fn` (Saharia et al. 2022, section 2.3).
+
+    s is that percentile of |x_0| in each sample, but at least 1; x_0 is clipped to [-s, s] and divided by s.
+    Values that guidance pushed out of range keep their contrast, which clipping to [-1, 1] would lose.
     """
     s = x_0.abs().flatten(1).quantile(percentile / 100, dim=1).clamp(min=1).view(-1, 1, 1, 1)
     return x_0.clamp(-s, s) / s

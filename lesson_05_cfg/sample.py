@@ -1,29 +1,31 @@
-"""Lesson 5: draw what a caption says, and more so than the data do.
+"""Lesson 5: sample from captions with classifier-free guidance.
 
 python lesson_05_cfg/sample.py --prompt "a red seven" --guidance-scale 3
 """
 
 from dataclasses import dataclass
-from functools import partial
 
-from common.command import run_command
-from lesson_04_text_conditioning.prompts import PromptConfig, sample_prompts
-from lesson_05_cfg.dpm_solver import SAMPLERS
-from lesson_05_cfg.guidance import guided
+from common.cli import GuidanceScale, run_command
+from lesson_01_ddpm.model import SamplingSteps
+from lesson_04_text_conditioning.prompts import PromptConfig
+from lesson_05_cfg.pipeline import TextToImagePipeline
+from lesson_05_cfg.sample_prompts import check_sampling_flags, sample_prompts
 
 
 @dataclass(frozen=True)
 class Config(PromptConfig):
-    """Lesson 5: draw coloured digits from captions, with classifier-free guidance."""
+    """Lesson 5: sample coloured digits from captions, with classifier-free guidance."""
 
-    guidance_scale: float = 3.0  # 0 ignores the caption, 1 is the plain model, more follows it harder
-    steps: int = 20  # network evaluations a sample (two at once, with and without caption), at most 1000
+    # 0 ignores the caption, 1 is the plain model, more follows it more closely
+    guidance_scale: GuidanceScale = 3.0
+    # network evaluations per sample (with and without caption at once), at most 1000
+    steps: SamplingSteps = 20
     sampler: str = "dpm++"  # ddpm (ancestral, learned variance), ddim or dpm++ (DPM-Solver++(2M))
 
 
-def main(config):
-    denoiser_for = partial(guided, guidance_scale=config.guidance_scale)
-    sample_prompts(config, "lesson_05_cfg", SAMPLERS, denoiser_for)
+def main(config: Config) -> None:
+    check_sampling_flags(config)
+    sample_prompts(config, TextToImagePipeline.from_pretrained(config.checkpoint, config.device))
 
 
 if __name__ == "__main__":

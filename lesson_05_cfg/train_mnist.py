@@ -1,84 +1,120 @@
-"""Lesson 5: train with caption dropout, then draw from captions at several guidance scales, and measure.
+"""Lesson 5: train with caption dropout, then sample at several guidance scales, and measure.
 
 python lesson_05_cfg/train_mnist.py
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tyro.conf import arg
 
-from common.captions import balanced_prompts
-from common.command import run_command
-from common.data import load_splits
-from common.evaluation import evaluate, in_words, reference_for
-from common.pictures import label_grid
-from common.runs import Run, saved_config
-from common.sampling import sample_batches
-from common.training import MuonConfig, train
-from lesson_02_improved_ddpm.train_mnist import new_diffusion
-from lesson_04_text_conditioning import captioned_mnist
-from lesson_04_text_conditioning.captioned_mnist import IMAGE_SHAPE, PROMPTS, TokenizedDigits
-from lesson_04_text_conditioning.velocity import loss_velocity
-from lesson_05_cfg.dpm_solver import dpm_solver_sample
-from lesson_05_cfg.guidance import drop_captions, guided, loss_of_captions
-from lesson_05_cfg.timesteps import mostly_large
+from common.cli import Fraction, SampleCount, run_command
+from common.digits.captions import balanced_prompts
+from common.digits.classifier import DigitClassifier
+from common.digits.evaluation import Reference, evaluate, format_metrics, reference_for
+from common.digits.mnist import Digits, load_splits
+from common.plotting import plot_grid
+from common.protocols import Model, TextToImageNetwork
+from common.training.config import MuonConfig
+from common.training.run_dir import RunDir, saved_config
+from common.training.train import train
+from lesson_01_ddpm.model import SamplingSteps
+from lesson_04_text_conditioning.captioned_mnist import (
+    PROMPTS,
+    TokenizedDigits,
+    train_tokenizer,
+    validation_batch,
+)
+from lesson_04_text_conditioning.model import LR_SCALES, build_model
+from lesson_04_text_conditioning.velocity import loss_hybrid_velocity
+from lesson_05_cfg.guidance import caption_loss, drop_captions
+from lesson_05_cfg.pipeline import LESSON, TextToImagePipeline
+from lesson_05_cfg.timesteps import sample_noisy_timesteps
 
-SWEEP = (0, 1, 2, 3, 4, 7, 10, 20)
-SHOWN = 3  # the scale of the pictures along the way
+SWEEP = (0, 1, 2, 3, 4, 7, 10, 20)  # guidance scales that are measured
+PREVIEW_SCALE = 3  # guidance scale of the previews during training
 
 
 @dataclass(frozen=True)
 class Config(MuonConfig):
-    """Lesson 5: a text-to-image model of coloured digits, trained so that it can be guided."""
+    """Lesson 5: train a text-to-image model of coloured digits for classifier-free guidance."""
 
-    drop_caption: float = 0.1  # share of captions replaced by the empty one
-    sample_steps: int = 15  # of DPM-Solver++ a sample
-    num_eval: int = 1000  # samples measured at each guidance scale
+    # fraction of captions replaced by the empty one
+    caption_dropout: Annotated[Fraction, arg(aliases=["--drop-caption"])] = 0.1
+    sample_steps: SamplingSteps = 15  # DPM-Solver++ steps per sample
+    num_eval: SampleCount = 1000  # samples that are measured at each guidance scale
 
     default_steps = 2000
-    default_minutes = 45.0  # for slow machines; where bf16 is fast two cores take 9
+    default_minutes = 45.0  # for slow machines; with fast bf16 two cores need 9
 
 
-def main(config):
-    digits, held_back = load_splits(config)
-    run = Run("lesson_05_cfg", config, digits.name)
-    tokenizer = captioned_mnist.train_tokenizer()
+def run(config: Config, data: tuple[Digits, Digits], classifier: DigitClassifier | None = None) -> nn.Module:
+    """Train on `data`, measure at every guidance scale, and return the averaged network.
+
+    data: training and validation images of ten classes, which are coloured and captioned as digits.
+    classifier: for the evaluation; by default that of MNIST. Raises UserError if it does not fit the data.
+    """
+    digits, validation_digits = data
+    reference = reference_for(digits, classifier)
+    run_dir = RunDir(LESSON, config, digits.name)
+    tokenizer = train_tokenizer()
     torch.manual_seed(config.seed)
-    network, facts = captioned_mnist.new_network(tokenizer)
-    diffusion = new_diffusion()
+    network, diffusion, metadata = build_model(tokenizer)
+    # NEW: some captions are dropped, and t is drawn more often where captions matter
+    drop_fn = partial(drop_captions, probability=config.caption_dropout)
+    loss = caption_loss(loss_hybrid_velocity, diffusion, drop_fn, sample_t=sample_noisy_timesteps)
 
-    drop = partial(drop_captions, probability=config.drop_caption)
-    # NEW: some learn without their caption, and most where captions count
-    loss = loss_of_captions(loss_velocity, diffusion, drop, draw_t=mostly_large)
+    def sample(network: TextToImageNetwork, prompts: list[str], scale: float) -> Tensor:
+        # NEW: guided, in few steps
+        pipe = TextToImagePipeline(Model(network, diffusion, metadata), tokenizer)
+        steps = config.dry_run_cap(config.sample_steps)
+        return pipe(prompts, scale, steps, seed=config.seed, progress_bar=False).tensor
 
-    def draw(network, prompts, scale):
-        sampler = partial(dpm_solver_sample, diffusion.evenly(config.at_most(config.sample_steps)))
-        denoiser_for = partial(guided, guidance_scale=scale)  # NEW: guided, and in few steps
-        denoiser_of = captioned_mnist.denoiser_of_prompts(network, tokenizer, prompts, denoiser_for)
-        return sample_batches(sampler, denoiser_of, IMAGE_SHAPE, len(prompts), config)
+    def preview(network: TextToImageNetwork) -> Figure:
+        return plot_grid(sample(network, PROMPTS * 4, PREVIEW_SCALE), column_labels=PROMPTS)
 
-    def show(network):
-        return label_grid(draw(network, PROMPTS * 4, SHOWN), column_labels=PROMPTS)
+    network = train(
+        network,
+        loss,
+        TokenizedDigits(digits, tokenizer),
+        config,
+        run=run_dir,
+        validation=validation_batch(validation_digits, tokenizer, config.dry_run_cap(512)),
+        metadata=metadata,
+        preview=preview,
+        lr_scales=LR_SCALES,
+    )
+    sweep(partial(sample, network), config.dry_run_cap(config.num_eval), run_dir, reference, classifier)
+    return network
 
-    torch.manual_seed(0)
-    validation = TokenizedDigits(held_back, tokenizer).batch(torch.arange(config.at_most(512)))
-    network = train(network, loss, TokenizedDigits(digits, tokenizer), config, run, validation, facts, show)
-    sweep(partial(draw, network), config.at_most(config.num_eval), run, reference_for(digits))
 
-
-def sweep(draw, n, run, reference):
-    """Draw and measure n samples at every guidance scale: sweep.png and metrics.json."""
-    prompts, wanted_digits, wanted_colours = balanced_prompts(n)
+def sweep(
+    sample: Callable[[list[str], float], Tensor],
+    n: int,
+    run_dir: RunDir,
+    reference: Reference,
+    classifier: DigitClassifier | None = None,
+) -> None:
+    """Draw and measure n samples at every guidance scale; write sweep.png and metrics.json."""
+    prompts, digits, colours = balanced_prompts(n)
     rows = []
-    print(f"{n} samples a scale; the colour and the digit are read from each")
+    print(f"{n} samples per guidance scale; digit and colour are read from each")
     for scale in SWEEP:
-        measured = evaluate(draw(prompts, scale), reference, wanted_digits, wanted_colours)
-        rows.append({"guidance_scale": scale, **measured})
-        print(in_words(rows[-1]), flush=True)
-    images = torch.cat([draw(PROMPTS, scale) for scale in SWEEP])
+        metrics = evaluate(sample(prompts, scale), reference, digits, colours, classifier)
+        rows.append({"guidance_scale": scale, **metrics})
+        print(format_metrics(rows[-1]), flush=True)
+    images = torch.cat([sample(PROMPTS, scale) for scale in SWEEP])
     names = [f"s = {scale}" for scale in SWEEP]
-    run.finish({"sweep": rows}, "sweep.png", label_grid(images, row_labels=names, column_labels=PROMPTS))
+    run_dir.finish({"sweep": rows}, "sweep.png", plot_grid(images, row_labels=names, column_labels=PROMPTS))
+
+
+def main(config: Config) -> None:
+    run(config, load_splits(config.dataset, config.data_dir))
 
 
 if __name__ == "__main__":
