@@ -10,7 +10,7 @@ No training is needed. The answers stand in solutions.ipynb, behind those of exe
 import torch
 import torch.nn.functional as F
 
-from common.exercises import Wrong, close, run_checks
+from common.exercises import WrongAnswer, allclose, run_checks
 
 # -- 1. A small picture, not to be trusted        topic: noise conditioning; easy; 10 minutes
 
@@ -31,16 +31,20 @@ def check_conditioning(answer=conditioning):
     small = image.unflatten(3, (16, 4)).unflatten(2, (16, 4)).mean((3, 5))
     clean = answer(image, 16, 1.0, noise)
     if clean.shape != small.shape:
-        raise Wrong(f"the small picture must be [2, 3, 16, 16], not {list(clean.shape)}")
-    if close(clean, image[:, :, ::4, ::4]):
-        raise Wrong("one pixel of each 4x4 is taken and fifteen are lost; take their mean")
-    if not close(clean, small):
-        raise Wrong("without noise (alpha_bar = 1) it must be the picture made small, pixel by pixel a mean")
+        raise WrongAnswer(f"the small picture must be [2, 3, 16, 16], not {list(clean.shape)}")
+    if allclose(clean, image[:, :, ::4, ::4]):
+        raise WrongAnswer("one pixel of each 4x4 is taken and fifteen are lost; take their mean")
+    if not allclose(clean, small):
+        raise WrongAnswer(
+            "without noise (alpha_bar = 1) it must be the picture made small, pixel by pixel a mean"
+        )
     seen = answer(image, 16, 0.3, noise)
-    if close(seen, small + 0.7**0.5 * noise):
-        raise Wrong("noise is added to the whole signal; in x_t the signal is fainter, by sqrt(alpha_bar)")
-    if not close(seen, 0.3**0.5 * small + 0.7**0.5 * noise):
-        raise Wrong("signal and noise are not those of x_t: sqrt(alpha_bar) and sqrt(1 - alpha_bar)")
+    if allclose(seen, small + 0.7**0.5 * noise):
+        raise WrongAnswer(
+            "noise is added to the whole signal; in x_t the signal is fainter, by sqrt(alpha_bar)"
+        )
+    if not allclose(seen, 0.3**0.5 * small + 0.7**0.5 * noise):
+        raise WrongAnswer("signal and noise are not those of x_t: sqrt(alpha_bar) and sqrt(1 - alpha_bar)")
 
 
 # -- 2. Filling a hole        topic: inpainting; medium; 10 minutes
@@ -63,14 +67,16 @@ def check_repaint(answer=repaint):
     known[..., :4] = 1
     x = answer(drawn, image, known, 0.4, noise)
     noisy = 0.4**0.5 * image + 0.6**0.5 * noise
-    if close(x[..., 4:], noisy[..., 4:]) and close(x[..., :4], drawn[..., :4]):
-        raise Wrong("drawn and kept have changed places: `known` is 1 where the image is kept")
-    if not close(x[..., 4:], drawn[..., 4:]):
-        raise Wrong("where nothing is known, x must be what was drawn")
-    if close(x[..., :4], image[..., :4]):
-        raise Wrong("the known pixels have no noise; the network has never seen a picture that is half noisy")
-    if not close(x[..., :4], noisy[..., :4]):
-        raise Wrong("signal and noise of the known pixels: sqrt(alpha_bar) and sqrt(1 - alpha_bar)")
+    if allclose(x[..., 4:], noisy[..., 4:]) and allclose(x[..., :4], drawn[..., :4]):
+        raise WrongAnswer("drawn and kept have changed places: `known` is 1 where the image is kept")
+    if not allclose(x[..., 4:], drawn[..., 4:]):
+        raise WrongAnswer("where nothing is known, x must be what was drawn")
+    if allclose(x[..., :4], image[..., :4]):
+        raise WrongAnswer(
+            "the known pixels have no noise; the network has never seen a picture that is half noisy"
+        )
+    if not allclose(x[..., :4], noisy[..., :4]):
+        raise WrongAnswer("signal and noise of the known pixels: sqrt(alpha_bar) and sqrt(1 - alpha_bar)")
 
 
 # -- 3. Half way back        topic: image to image; easy; 5 minutes
@@ -92,15 +98,15 @@ def check_half_way(answer=half_way):
         t, x_t = answer(image, strength, alpha_bar, noise)
         wanted = round(strength * 100) - 1
         if t == 99 - wanted - 1 and strength == 0.25:
-            raise Wrong("a strength of 0.25 changes little: a quarter of the steps, not three quarters")
+            raise WrongAnswer("a strength of 0.25 changes little: a quarter of the steps, not three quarters")
         if t == wanted + 1:
-            raise Wrong(f"after {wanted + 1} steps t is {wanted}: it counts from 0")
+            raise WrongAnswer(f"after {wanted + 1} steps t is {wanted}: it counts from 0")
         if t != wanted:
-            raise Wrong(f"strength {strength} of 100 steps: t is {t}, wanted {wanted}")
-        if close(x_t, noise):
-            raise Wrong("x_t is noise alone; it must keep what is left of the image")
-        if not close(x_t, alpha_bar[t] ** 0.5 * image + (1 - alpha_bar[t]) ** 0.5 * noise):
-            raise Wrong("x_t must be q(x_t | image) at the alpha_bar of that t")
+            raise WrongAnswer(f"strength {strength} of 100 steps: t is {t}, wanted {wanted}")
+        if allclose(x_t, noise):
+            raise WrongAnswer("x_t is noise alone; it must keep what is left of the image")
+        if not allclose(x_t, alpha_bar[t] ** 0.5 * image + (1 - alpha_bar[t]) ** 0.5 * noise):
+            raise WrongAnswer("x_t must be q(x_t | image) at the alpha_bar of that t")
 
 
 # -- 4. Pictures and captions that belong together        topic: CLIP; hard; 20 minutes
@@ -128,16 +134,18 @@ def check_clip_loss(answer=clip_loss):
 
     cosines = F.cosine_similarity(images[:, None], captions[None], dim=2)
     said = answer(images, captions, 8.0)
-    if close(said, loss(images @ captions.T)):
-        raise Wrong("long vectors count more: bring them to length 1 first")
-    if any(close(said, loss(cosines, ways=(way,))) for way in (0, 1)):
-        raise Wrong("one question only; ask for each picture's caption *and* for each caption's picture")
-    if close(said, loss(cosines / 64)):
-        raise Wrong("the cosines are divided by the scale; they are to be multiplied")
-    if close(said, 2 * loss(cosines)):
-        raise Wrong("the two cross entropies are added; take their mean")
-    if not close(said, loss(cosines)):
-        raise Wrong(f"{said:.4f}, but the definition gives {loss(cosines):.4f}")
+    if allclose(said, loss(images @ captions.T)):
+        raise WrongAnswer("long vectors count more: bring them to length 1 first")
+    if any(allclose(said, loss(cosines, ways=(way,))) for way in (0, 1)):
+        raise WrongAnswer(
+            "one question only; ask for each picture's caption *and* for each caption's picture"
+        )
+    if allclose(said, loss(cosines / 64)):
+        raise WrongAnswer("the cosines are divided by the scale; they are to be multiplied")
+    if allclose(said, 2 * loss(cosines)):
+        raise WrongAnswer("the two cross entropies are added; take their mean")
+    if not allclose(said, loss(cosines)):
+        raise WrongAnswer(f"{said:.4f}, but the definition gives {loss(cosines):.4f}")
 
 
 CHECKS = [check_conditioning, check_repaint, check_half_way, check_clip_loss]

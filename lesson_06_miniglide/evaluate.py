@@ -1,236 +1,207 @@
-"""How good are the samples? FID and KID against any images with captions; breeds, and what shapes show.
+"""Lesson 6: measure samples. FID and KID against any captioned images; breeds of dogs; shapes exactly.
 
     python lesson_06_miniglide/evaluate.py --checkpoint RUN --data-dir DOGS --dogs        photos of dogs
     python lesson_06_miniglide/evaluate.py --checkpoint RUN                               shapes
     python lesson_06_miniglide/evaluate.py --checkpoint SIMPLE --checkpoint HYBRID --data-dir COCO \\
         --num-samples 5000 --guidance-scale 3 --steps 100 --sampler ddpm --features inception
 
-The last is the report's Table 3. Samples are kept in --out with their captions; interrupted, it goes on.
+The last command makes the report's Table 3. Samples are kept in --out with their captions; an interrupted
+evaluation continues from there.
 """
 
-import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
+from jaxtyping import UInt8
+from tyro.conf import arg
 
-from common.command import UserError, as_flag, check_choice, run_command
-from common.data import to_pixels
-from common.evaluation import fid_between, kid_between
-from common.runs import describe_machine, make_folder, write_json
+from common.cli import Bounds, GuidanceScale, PositiveInt, Seed, check_choice, flag_name, run_command
+from common.device import describe_machine
+from common.errors import UserError
+from common.files import make_folder, write_json
 from common.sampling import write_npz
-from lesson_06_miniglide import shapes
-from lesson_06_miniglide.cache import RESIZE_FILTER
-from lesson_06_miniglide.captioned_images import as_batch, drawn_shapes, load_images
-from lesson_06_miniglide.generate import Cascade, Generator, load_upsampler
-from lesson_06_miniglide.photo_judge import photo_judge
-from lesson_06_miniglide.upsampler import LOW_RES, shrink
+from lesson_05_cfg.dpm_solver import SAMPLERS
+from lesson_05_cfg.pipeline import PipelineOutput
+from lesson_06_miniglide.image_data.captioned_images import CaptionedImages, load_images, make_shapes
+from lesson_06_miniglide.image_data.decoding import RESIZE_FILTER
+from lesson_06_miniglide.pipeline import Cascade, MiniGlidePipeline, load_upsampler
+from lesson_06_miniglide.scoring.features import EXTRACTORS, FeatureExtractor, fid_kid
+from lesson_06_miniglide.scoring.photo_metrics import blurred, breed_metrics, memorization_rate
+from lesson_06_miniglide.scoring.shape_metrics import caption_metrics, distance_to_renders
 
-CHUNK = 100  # samples drawn at a time and kept in one file
+CHUNK_SIZE = 100  # samples per file
+MIN_SAMPLES = 4  # real images are halved for the FID floor, and each half needs two
+FORMER_NAMES = {"judge": "classifier"}  # of --features
+# Titles of columns in tables (common/results/report.py); those of shapes are in studies/captioned_shapes.py.
+COLUMN_TITLES = {
+    "sampler": "sampler",
+    "sample_steps": "steps",
+    "caption_accuracy_held_out": ("all of the caption correct, held-out pairs", ".1%"),
+    "read_as_dog": ("classified as a dog", ".1%"),
+    "breed_accuracy": "breed correct",
+    "memorised": ("memorized (real: 1 %)", ".1%"),
+    "memorised_blurred": ("memorized, real and blurred", ".1%"),
+}
+SampleCount = Annotated[int, Bounds(MIN_SAMPLES, float("inf"), f"be at least {MIN_SAMPLES}")]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Measure checkpoints of lesson 6."""
+    """Lesson 6: measure the samples of one or several checkpoints."""
 
-    # a run's folder or a .safetensors file; can be given several times; default: the shipped weights
+    # a run's folder or a .safetensors file; can be repeated; default: the pretrained weights
     checkpoint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    data_dir: str | None = None  # what to compare with, as in train.py; without it, drawn shapes
-    dogs: bool = False  # take --data-dir as Stanford Dogs; read the breeds, too
-    held_back_dir: str | None = None  # more such images, never trained on: what is memorised is told by them
-    image_limit: int | None = None
-    resize: str = "squish"  # or crop; bicubic
-    cache_dir: str | None = None
-    allow_broken: bool = False
-    num_samples: int = 1000  # their captions are spread over those of the data set
-    guidance_scale: float = 3.0
-    steps: int = 20
+    data_dir: str | None = None  # real images to compare with, as in train.py; default: rendered shapes
+    dogs: bool = False  # read --data-dir as Stanford Dogs, and measure the breeds of the samples
+    # more images of the same kind that were not trained on, to measure memorization with
+    validation_dir: Annotated[str | None, arg(aliases=["--held-back-dir"])] = None
+    image_limit: PositiveInt | None = None  # number of real images, the first that are readable
+    resize: str = "squish"  # squish (to a square) or crop (the middle)
+    cache_dir: str | None = None  # folder for the decoded images; default <data-dir>/.cache
+    allow_broken: bool = False  # continue if more than 5 % of the images are broken
+    num_samples: SampleCount = 1000  # their captions are evenly spaced over those of the real images
+    guidance_scale: GuidanceScale = 3.0  # 0 ignores the caption, 1 is the plain model
+    steps: PositiveInt = 20  # network evaluations per sample (with and without caption at once)
     sampler: str = "dpm++"  # ddpm, ddim or dpm++
-    upsampler: str | None = None  # a checkpoint of --preset tiny_upsampler, to enlarge the samples first
-    noise_level: int = 100  # timestep whose noise it sees them in
-    features: str = "judge"  # inception (needs torch-fidelity and a download), or judge (photo_judge.py)
-    flip: bool = True  # as in training: what is memorised may be so mirrored
-    seed: int = 0
-    device: str = "auto"
-    out: str = "evaluation"  # the folder for samples and evaluation.json
+    upsampler: str | None = None  # a checkpoint of --preset tiny_upsampler that enlarges the samples
+    noise_level: int = 100  # timestep whose noise the upsampler's low-resolution images get
+    # inception (needs torch-fidelity and a download) or classifier (the dog classifier of this lesson)
+    features: str = "classifier"
+    flip: bool = True  # compare with mirrored images, too, when measuring memorization
+    seed: Seed = 0  # of the noise
+    device: str = "auto"  # auto, cpu, cuda or mps
+    out: str = "evaluation"  # folder for the samples and evaluation.json
 
 
-def draw_all(generator, captions, name, config):
-    """uint8 [N, 64, 64, 3], a sample a caption; a chunk that is on the disk already is not drawn again."""
-    settings = f"s{config.guidance_scale:g}_{config.sampler}_{config.steps}_seed{config.seed}"
-    folder = Path(config.out) / f"{name}_{generator.name}_{settings}_n{len(captions)}"
-    make_folder(folder, "--out")
-    parts = []
-    for start in range(0, len(captions), CHUNK):
-        here, path = captions[start : start + CHUNK], folder / f"{start:06}.npz"
-        if not path.exists():
-            seeded = replace(config, seed=config.seed * 1_000_003 + start)
-            images = generator.draw(here, config.guidance_scale, seeded, config.steps, config.sampler)
-            write_npz(path, images, here)
-            print(f"{start + len(here)} of {len(captions)} samples", flush=True)
-        with np.load(path) as chunk:
-            if chunk["prompts"].tolist() != here:
-                raise UserError(f"--out {folder} holds samples of other captions; name another folder")
-            parts.append(chunk["images"])
-    return np.concatenate(parts)
+@runtime_checkable
+class Pipeline(Protocol):
+    """What can be measured: a MiniGlidePipeline, a Cascade, or anything else that is called like them."""
+
+    @property
+    def name(self) -> str:
+        """A short name of the weights, for the folder of the samples."""
+        ...
+
+    def __call__(
+        self, prompts: Sequence[str], guidance_scale: float, steps: int, sampler: str, seed: int, /
+    ) -> PipelineOutput: ...
 
 
-def inception():
-    """(uint8 images [N, 64, 64, 3]) -> [N, 2048], the features that papers use. Raises UserError."""
-    try:
-        from torchmetrics.image.fid import NoTrainInceptionV3
+def sample_cached(
+    pipe: Pipeline, captions: Sequence[str], name: str, config: Config
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Return one sample per caption; those that an earlier call has written to --out are read from there.
 
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
-    except (ImportError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--features inception cannot be had ({reason}); pip install torch-fidelity and allow its "
-            "download of 91 MB, or use --features judge"
-        ) from None
-
-    def features_of(images):
-        batches = np.array_split(images, -(-len(images) // 50))
-        return torch.cat([network(torch.from_numpy(b).permute(0, 3, 1, 2)).float() for b in batches])
-
-    return features_of
-
-
-def judge():
-    network, _ = photo_judge()
-    return lambda images: network.read(images)[0]
-
-
-def thumbnails(images):
-    """uint8 [N, 64, 64, 3] -> [N, 192], the colours at 8x8: what stands where, in drawings of shapes."""
-    return shrink(as_batch(images), 8).flatten(1)
-
-
-FEATURES = {"inception": inception, "judge": judge}
-
-
-def compare(samples, real, features_of, more=None):
-    """FID and KID of two sets of images. The floor is the FID of real images to real ones: to `more` of them,
-    or where there are no more, of one half to the other."""
-    drawn, there = features_of(samples), features_of(real)
-    if more is None:
-        order = torch.randperm(len(there), generator=torch.Generator().manual_seed(0))
-        one, other = there[order].chunk(2)
-    else:
-        one, other = there, features_of(more)
-    return {
-        "fid": fid_between(there, drawn),
-        "fid_floor": fid_between(one, other),
-        "kid": kid_between(there, drawn),
-    }
-
-
-def read_dogs(samples, captions):
-    """What the judge reads in samples of breeds; how well it reads real photos stands in its metadata."""
-    judge, breeds = photo_judge()
-    read = judge.read(samples)[1]
-    known = torch.tensor([caption in breeds for caption in captions])
-    wanted = torch.tensor([breeds.index(caption) for caption in captions if caption in breeds])
-    return {
-        "read_as_dog": (read.argmax(-1) < len(breeds)).float().mean().item(),
-        "breed_accuracy": (read[known, :-1].argmax(-1) == wanted).float().mean().item(),
-    }
-
-
-def blurred(images):
-    """uint8 [N, 64, 64, 3] with no more detail than 16x16 pixels have."""
-    small = shrink(as_batch(images), LOW_RES)
-    return to_pixels(F.interpolate(small, images.shape[1:3], mode="bilinear", align_corners=False))
-
-
-def memorised(samples, images, held_back, flip=True):
-    """The share of samples nearer to a training image than 99 % of the images held back are (in pixels).
-
-    flip: training saw the images mirrored, too.
+    name: of the captions, for the folder of the samples. Raises UserError if that folder has samples of
+    other captions.
     """
+    settings = f"s{config.guidance_scale:g}_{config.sampler}_{config.steps}_seed{config.seed}"
+    folder = Path(config.out) / f"{name}_{pipe.name}_{settings}_n{len(captions)}"
+    make_folder(folder, "--out")
+    chunks = []
+    for start in range(0, len(captions), CHUNK_SIZE):
+        prompts, path = captions[start : start + CHUNK_SIZE], folder / f"{start:06}.npz"
+        if not path.exists():
+            seed = config.seed * 1_000_003 + start  # other noise for every chunk
+            output = pipe(prompts, config.guidance_scale, config.steps, config.sampler, seed)
+            write_npz(path, output.tensor, prompts)
+            print(f"{start + len(prompts)} of {len(captions)} samples", flush=True)
+        with np.load(path) as chunk:
+            if chunk["prompts"].tolist() != prompts:
+                raise UserError(f"--out {folder} holds samples of other captions; name another folder")
+            chunks.append(chunk["images"])
+    return np.concatenate(chunks)
 
-    def nearest(some):
-        some, best = as_batch(some).flatten(1), torch.tensor(torch.inf)
-        for start in range(0, len(images), 1000):
-            part = images[start : start + 1000]
-            for there in (part, part[:, :, ::-1]) if flip else (part,):
-                best = torch.cdist(some, as_batch(there).flatten(1)).amin(1).minimum(best)
-        return best
 
-    return (nearest(samples) < nearest(held_back).quantile(0.01)).float().mean().item()
+def evaluate_shapes(pipe: Pipeline, config: Config) -> dict[str, Any]:
+    """Return the accuracies of samples for captions as in training and for captions with held-out pairs.
 
-
-def redrawn(captions, seed):
-    """uint8 [N, 64, 64, 3], a drawing a caption."""
-    rng = random.Random(seed)
-    return np.stack([shapes.draw(shapes.parse(caption), rng) for caption in captions])
-
-
-def check_shapes(generator, config):
-    """The shares of samples that show all of their caption, for captions as in training and held out; FID
-    and KID of the former to fresh drawings of their captions, the floor of these to others."""
-    measured = {"n": config.num_samples}
-    for name, held_out in (("all_right", False), ("all_right_held_out", True)):
-        data = drawn_shapes(config.num_samples, seed=config.seed + 1, held_out=held_out)
-        captions = data.captions_of(torch.arange(len(data)))
-        samples = draw_all(generator, captions, name, config)
-        measured[name] = shapes.share_right(samples, captions)
+    FID and KID compare the samples for captions as in training with rendered images of these captions.
+    """
+    metrics: dict[str, Any] = {"n": config.num_samples}
+    for name, held_out in (("shapes", False), ("shapes_held_out", True)):
+        data = make_shapes(config.num_samples, seed=config.seed + 1, held_out=held_out)
+        captions = data.captions_for(torch.arange(len(data)))
+        samples = sample_cached(pipe, captions, name, config)
+        metrics |= caption_metrics(samples, captions, "_held_out" if held_out else "")
         if not held_out:
-            again = redrawn(captions, config.seed + 2)
-            distances = compare(samples, data.images, thumbnails, again)
-    return measured | distances
+            distances = distance_to_renders(samples, data.images, captions, config.seed + 2)
+    return metrics | distances
 
 
-def check_photos(generator, data, features_of, config):
+def evaluate_photos(
+    pipe: Pipeline, data: CaptionedImages, extract: FeatureExtractor, config: Config
+) -> dict[str, Any]:
+    """Return FID and KID of samples to `data`, and if the flags ask for them, breeds and memorization rates.
+
+    Raises UserError if there are fewer than four images.
+    """
     n = min(config.num_samples, len(data))
-    if n < 4:
-        raise UserError(f"--data-dir: {n} photos are too few to compare with; at least 4 are needed")
-    captions = data.captions_of(torch.linspace(0, len(data) - 1, n).long())
-    samples = draw_all(generator, captions, data.name, config)
-    measured = {"n": n} | compare(samples, data.images, features_of)
+    if n < MIN_SAMPLES:
+        raise UserError(f"--data-dir: {n} photos are too few to compare with; {MIN_SAMPLES} are needed")
+    captions = data.captions_for(torch.linspace(0, len(data) - 1, n).long())
+    samples = sample_cached(pipe, captions, data.name, config)
+    metrics: dict[str, Any] = {"n": n} | fid_kid(samples, data.images, extract)
     if config.dogs:
-        measured |= read_dogs(samples, captions)
-    if config.held_back_dir:
-        held_back = load_images(replace(config, data_dir=config.held_back_dir))
-        seen, photos = data.images, held_back.images
-        measured["memorised"] = memorised(samples, seen, photos, config.flip)
-        measured["memorised_blurred"] = memorised(blurred(photos), seen, photos, config.flip)
-    return measured
+        metrics |= breed_metrics(samples, captions)
+    if config.validation_dir:
+        train_images = data.images
+        val_images = load_images(replace(config, data_dir=config.validation_dir)).images
+        metrics["memorised"] = memorization_rate(samples, train_images, val_images, config.flip)
+        blurred_rate = memorization_rate(blurred(val_images), train_images, val_images, config.flip)
+        metrics["memorised_blurred"] = blurred_rate
+    return metrics
 
 
-def main(config):
-    check_choice("--features", config.features, FEATURES)
-    if config.num_samples < 4:
-        raise UserError(f"--num-samples is {config.num_samples}; four are the least that can be compared")
-    for flag in ("dogs", "held_back_dir", "image_limit"):
+def check_config(config: Config) -> None:
+    """Raise UserError for flags that cannot work, before anything is loaded."""
+    check_choice("--features", config.features, EXTRACTORS)
+    check_choice("--sampler", config.sampler, SAMPLERS)
+    for flag in ("dogs", "validation_dir", "image_limit"):
         if getattr(config, flag) and not config.data_dir:
-            raise UserError(f"{as_flag(flag)} needs --data-dir, the images to compare with")
-    features_of = FEATURES[config.features]() if config.data_dir else None
-    generators = [Generator.load_base(c, config.device) for c in config.checkpoint or (None,)]
-    if config.upsampler:
-        upsampler = load_upsampler(config.upsampler, config.noise_level, config.device, generators)
-        generators = [Cascade(base, upsampler, config.noise_level) for base in generators]
+            raise UserError(f"{flag_name(flag)} needs --data-dir, the images to compare with")
+
+
+def load_pipelines(config: Config) -> Sequence[Pipeline]:
+    """Return one pipeline per checkpoint, each with the upsampler if there is one. Raises UserError."""
+    bases = [MiniGlidePipeline.from_pretrained(c, config.device) for c in config.checkpoint or (None,)]
+    if not config.upsampler:
+        return bases
+    upsampler = load_upsampler(config.upsampler, config.noise_level, config.device, bases)
+    return [Cascade(base, upsampler, config.noise_level) for base in bases]
+
+
+def settings_row(config: Config) -> dict[str, Any]:
+    """Return the settings that evaluation.json lists with every checkpoint."""
+    names = ["guidance_scale", "sampler", "seed"]
+    names += ["upsampler", "noise_level"] if config.upsampler else []
+    names += ["resize", "features"] if config.data_dir else []
+    row = {name: getattr(config, name) for name in names} | {"sample_steps": config.steps}
+    return row | ({"resize_filter": RESIZE_FILTER} if config.data_dir else {"features": "pixels_8x8"})
+
+
+def main(config: Config) -> None:
+    config = replace(config, features=FORMER_NAMES.get(config.features, config.features))
+    check_config(config)
+    extract = EXTRACTORS[config.features]() if config.data_dir else None
+    pipes = load_pipelines(config)
     data = load_images(config) if config.data_dir else None
     make_folder(config.out, "--out")
     rows = []
-    settings = ["guidance_scale", "sampler", "seed"]
-    settings += ["upsampler", "noise_level"] if config.upsampler else []
-    settings += ["resize", "features"] if data else []
-    settings = {name: getattr(config, name) for name in settings} | {"sample_steps": config.steps}
-    settings |= {"resize_filter": RESIZE_FILTER} if data else {"features": "thumbnails"}
-    for checkpoint, generator in zip(config.checkpoint or ("shipped",), generators):
-        if data:
-            measured = check_photos(generator, data, features_of, config)
+    for checkpoint, pipe in zip(config.checkpoint or ("pretrained",), pipes):
+        if data and extract:
+            metrics = evaluate_photos(pipe, data, extract, config)
         else:
-            measured = check_shapes(generator, config)
-        rows.append({"checkpoint": checkpoint, **settings, **measured})
-        print("  ".join(f"{k} {v}" for k, v in rows[-1].items()))
-    write_json(
-        Path(config.out) / "evaluation.json", {"rows": rows, "machine": describe_machine(config.device)}
-    )
+            metrics = evaluate_shapes(pipe, config)
+        rows.append({"checkpoint": checkpoint, **settings_row(config), **metrics})
+        print("  ".join(f"{name} {value}" for name, value in rows[-1].items()))
+    content = {"rows": rows, "machine": describe_machine(config.device)}
+    write_json(Path(config.out) / "evaluation.json", content)
 
 
 if __name__ == "__main__":

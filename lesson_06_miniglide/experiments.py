@@ -1,21 +1,19 @@
 """Lesson 6, measured: python lesson_06_miniglide/experiments.py NAME
 
-    errata         the original's mistakes that can be trained, each beside the right version, on drawn shapes
-    upsampling     16 to 64 pixels, trained with and without noise: on real pictures, and on samples
-    inpainting     a network trained to fill holes, and one that was not, on the same holes
-    retrieval      how much noise a CLIP can read through, on captioned digits; _of_shapes: on drawn shapes
-    clip_guidance  its gradient beside classifier-free guidance, on digits; _of_shapes
+    errata         the original's mistakes that can be trained, each next to the correct version, on shapes
+    upsampling     16 to 64 pixels, trained with and without noise conditioning: on real images and on samples
+    inpainting     a network trained to inpaint, and RePaint, on the same masked regions
+    retrieval      how much noise CLIP can read through, on captioned digits; retrieval_of_shapes: on shapes
+    clip_guidance  CLIP's gradient next to classifier-free guidance, on digits; clip_guidance_of_shapes
 
 Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
 """
 
 from dataclasses import dataclass
 
-from common.command import run_command
-from common.experiments import ExperimentConfig, run_experiment
-from lesson_06_miniglide import clip_experiments as of_clip
-from lesson_06_miniglide.editing_experiments import inpainting, upsampling
-from lesson_06_miniglide.shapes_experiments import errata
+from common.cli import run_command
+from common.results.experiments import ExperimentConfig, by_name, run_experiment
+from lesson_06_miniglide.studies import clip_guidance_study, clip_study, editing_study, shapes_study
 
 
 @dataclass(frozen=True)
@@ -23,9 +21,17 @@ class Config(ExperimentConfig):
     __doc__ = __doc__
 
 
-OF_CLIP = (of_clip.retrieval, of_clip.clip_guidance)
-OF_CLIP += (of_clip.retrieval_of_shapes, of_clip.clip_guidance_of_shapes)
-EXPERIMENTS = {f.__name__: f for f in (errata, upsampling, inpainting, *OF_CLIP)}
+EXPERIMENTS = by_name(
+    (
+        shapes_study.errata,
+        editing_study.upsampling,
+        editing_study.inpainting,
+        clip_study.retrieval,
+        clip_study.retrieval_of_shapes,
+        clip_guidance_study.clip_guidance,
+        clip_guidance_study.clip_guidance_of_shapes,
+    )
+)
 
 if __name__ == "__main__":
     run_command(lambda config: run_experiment(EXPERIMENTS, config), Config)

@@ -1,4 +1,4 @@
-"""Lesson 6: draw what a caption says, at 64x64; enlarge it, repaint a part of a picture, or start from one.
+"""Lesson 6: sample 64x64 images from captions; enlarge them, inpaint an image, or start from one.
 
 python lesson_06_miniglide/sample.py --checkpoint runs/lesson_06_miniglide/... --prompt "golden retriever"
 """
@@ -6,77 +6,128 @@ python lesson_06_miniglide/sample.py --checkpoint runs/lesson_06_miniglide/... -
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
-from common.command import UserError, as_flag, check_choice, run_command
-from common.sampling import check_out, write_images
-from lesson_04_text_conditioning.prompts import PromptConfig, in_rows, sample_prompts, say_what_is_cut
+from torch import Tensor
+from tyro.conf import arg
+
+from common.cli import Bounds, GuidanceScale, PositiveInt, flag_name, run_command
+from common.errors import UserError
+from common.sampling import respace_sampler, write_images
+from lesson_04_text_conditioning.prompts import PromptConfig, grid_layout, warn_truncated
 from lesson_05_cfg.dpm_solver import SAMPLERS
-from lesson_05_cfg.guidance import guided
-from lesson_06_miniglide import published_glide
-from lesson_06_miniglide.editing import image_to_image
-from lesson_06_miniglide.generate import LESSON, Generator, check_base, load_upsampler, reader_of
-from lesson_06_miniglide.inpainting import Repainting, open_picture
-from lesson_06_miniglide.presets import rebuild
+from lesson_05_cfg.pipeline import TextToImagePipeline
+from lesson_05_cfg.sample_prompts import check_sampling_flags, sample_prompts
+from lesson_06_miniglide.editing.inpaint_inputs import (
+    InpaintInputs,
+    is_trained_to_inpaint,
+    read_image,
+    resize_square,
+)
+from lesson_06_miniglide.editing.samplers import image_to_image
+from lesson_06_miniglide.networks import openai_glide
+from lesson_06_miniglide.pipeline import MiniGlidePipeline, load_upsampler
+
+Strength = Annotated[float, Bounds(0, 1, "be greater than 0 and at most 1", open_low=True)]
+
+STEPS_HELP = (
+    "network evaluations per sample (with and without caption at once); default 20, with --openai 100"
+)
+SAMPLER_HELP = "ddpm (ancestral), ddim or dpm++ (DPM-Solver++(2M)); default dpm++, with --openai ddpm"
 
 
 @dataclass(frozen=True)
 class Config(PromptConfig):
-    """Lesson 6: draw 64x64 images from captions, with classifier-free guidance."""
+    """Lesson 6: sample 64x64 images from captions, with classifier-free guidance."""
 
-    # 0 ignores the caption, 1 is the plain model, more follows it harder; default 3 (to repaint: 5)
-    guidance_scale: float | None = None
-    # network evaluations a sample (two at once, with and without caption); default 20, of --openai 100
-    steps: int | None = None
-    # ddpm (ancestral), ddim or dpm++ (DPM-Solver++(2M)); default dpm++, of --openai ddpm; a network that was
-    # not trained to repaint does so ancestrally
-    sampler: str | None = None
+    # 0 ignores the caption, 1 is the plain model, more follows it more closely; default 3, with --mask 5
+    guidance_scale: GuidanceScale | None = None
+    steps: Annotated[PositiveInt | None, arg(help=STEPS_HELP)] = None  # type: ignore[assignment]
+    sampler: Annotated[str | None, arg(help=SAMPLER_HELP)] = None  # type: ignore[assignment]
 
-    upsampler: str | None = None  # a checkpoint of --preset tiny_upsampler, to enlarge what was drawn
-    noise_level: int = 100  # timestep whose noise the upsampler sees its small picture in; 0: as it is
-    image: str | None = None  # a picture to start from, or with --mask to repaint
-    mask: str | None = None  # a picture that is white where to draw anew, black where --image is kept
-    strength: float = 0.7  # of the noise that --image starts in: 1 leaves nothing of it
-    # repainting with a network that was not trained to: how often each step is taken, each time anew
-    times: int = 5
+    upsampler: str | None = None  # a checkpoint of --preset tiny_upsampler, to enlarge 16x16 samples
+    noise_level: int = 100  # timestep of the noise that --upsampler sees its input with; 0 is almost none
+    image: str | None = None  # an image to start from, or to inpaint with --mask
+    mask: str | None = None  # an image: white where --image is replaced, black where it is kept
+    strength: Strength = 0.7  # how much noise --image gets before sampling; 1 keeps nothing of it
+    # repetitions of each step with --mask, if the network was not trained to inpaint; it then uses RePaint's
+    # ancestral sampling, whatever --sampler says
+    num_resamples: Annotated[PositiveInt, arg(aliases=["--times"])] = 5
 
-    openai: str | None = None  # the published GLIDE instead: base.pt, or base_inpaint.pt to repaint
-    # 64 to 256 pixels, for the published GLIDE or any other: upsample.pt, or upsample_inpaint.pt to repaint
+    openai: str | None = None  # the published GLIDE in place of --checkpoint: base.pt, or base_inpaint.pt
+    # the published 64x64 to 256x256 upsampler, for any network: upsample.pt, or upsample_inpaint.pt
     openai_upsampler: str | None = None
-    vocabulary: str | None = None  # of the published networks: a folder of GPT-2's encoder.json, vocab.bpe
+    vocabulary: str | None = None  # for --openai...: a folder with GPT-2's encoder.json and vocab.bpe
 
 
-def main(config):
-    refuse_what_does_nothing(config)
-    config = with_defaults(config)
-    if not (config.openai or config.openai_upsampler or config.image or config.mask or config.upsampler):
-        denoiser_for = partial(guided, guidance_scale=config.guidance_scale)
-        return sample_prompts(config, LESSON, SAMPLERS, denoiser_for, rebuild_base, reader_of)
-    check_choice("--sampler", config.sampler, SAMPLERS)
-    check_out(config.out)
-    if config.out.endswith(".gif"):
-        but = "with --openai, an upsampler, --image or --mask it must be a .png, an .npz or a folder"
-        raise UserError(f"--out {config.out}: {but}")
-    images, prompts = (published_glide.sample if config.openai else edit_or_enlarge)(config)
-    write_images(Path(config.out), images, prompts, **in_rows(prompts))
+# With the first flag, the others have no effect.
+NO_EFFECT = {
+    "openai": {"upsampler", "noise_level", "strength", "num_resamples"},
+    "mask": {"strength", "upsampler"},
+}
+# The first flag needs one of the others.
+NEEDS = {
+    "openai": {"vocabulary"},
+    "openai_upsampler": {"vocabulary"},
+    "vocabulary": {"openai", "openai_upsampler"},
+    "noise_level": {"upsampler"},
+    "strength": {"image"},
+    "mask": {"image"},
+    "num_resamples": {"mask"},
+}
+# With any of these, there is more to do than to sample from --checkpoint.
+EXTRAS = ("openai", "openai_upsampler", "upsampler", "image")
+
+
+def main(given: Config) -> None:
+    check_combinations(given)
+    config = with_defaults(given)
+    check_sampling_flags(config)
+    base = load_base(config)
+    if not any(getattr(config, flag) for flag in EXTRAS):
+        sample_prompts(config, base)
+        return
+    if config.upsampler:
+        upsampler = load_upsampler(config.upsampler, config.noise_level, config.device, [base])
+    if config.openai_upsampler:
+        openai_upsampler = load_openai_upsampler(config, base)
+    prompts = config.prompts(base.metadata["prompts"])
+    warn_truncated(base.tokenizer, prompts)
+    sampler, unet_kwargs = choose_sampler(config, base, len(prompts))
+    settings = {"steps": config.steps, "seed": config.seed}
+    images = base(prompts, config.guidance_scale, sampler=sampler, **settings, **unet_kwargs).tensor
+    if config.upsampler:
+        images = upsampler.super_resolve(
+            images, prompts, config.noise_level, sampler=config.sampler, **settings
+        )
+    if config.openai_upsampler:
+        inpaint = load_inpaint_inputs(config, openai_upsampler)
+        images = openai_glide.super_resolve(openai_upsampler, images, prompts, config.seed, inpaint)
+    write_images(Path(config.out), images, prompts, **grid_layout(prompts))
     print(f"{len(prompts)} samples, {config.steps} steps: {config.out}")
 
 
-def refuse_what_does_nothing(config):
-    """Raises UserError for flags that would be given in vain."""
+def check_combinations(config: Config) -> None:
+    """Refuse flags that contradict each other or would have no effect. Raises UserError."""
     given = {field.name for field in fields(Config) if getattr(config, field.name) != field.default}
-    in_vain = {"openai": {"upsampler", "noise_level", "strength", "times"}, "mask": {"strength", "upsampler"}}
-    for other, flags in in_vain.items():
-        if other in given and (vain := sorted(flags & given)):
-            raise UserError(f"{as_flag(vain[0])} does nothing beside {as_flag(other)}; leave it out")
-    needed = {"openai_upsampler": {"vocabulary"}, "vocabulary": {"openai", "openai_upsampler"}}
-    needed |= {"noise_level": {"upsampler"}, "strength": {"image"}, "times": {"mask"}}
-    for flag, others in needed.items():
-        if flag in given and not others & given:
-            raise UserError(f"{as_flag(flag)} needs {' or '.join(map(as_flag, sorted(others)))}")
+    for other, without_effect in NO_EFFECT.items():
+        if other in given and (unused := sorted(without_effect & given)):
+            raise UserError(f"{flag_name(unused[0])} has no effect with {flag_name(other)}; leave it out")
+    if config.openai and config.checkpoint:
+        raise UserError("--openai and --checkpoint name two networks; leave one out")
+    for flag, needed in NEEDS.items():
+        if flag in given and not needed & given:
+            raise UserError(f"{flag_name(flag)} needs {' or '.join(map(flag_name, sorted(needed)))}")
+    if config.openai and config.image and not config.mask:
+        raise UserError("--image with --openai needs --mask, an image that is white where to inpaint")
+    if config.openai_upsampler and config.mask and not config.openai:
+        raise UserError("--openai-upsampler with --mask needs --openai base_inpaint.pt; or leave out --mask")
+    if config.out.endswith(".gif") and (extras := [name for name in EXTRAS if getattr(config, name)]):
+        raise UserError(f"--out {config.out}: with {flag_name(extras[0])} name a .png, an .npz or a folder")
 
 
-def with_defaults(config):
-    """What is not given, as this lesson or the published GLIDE has it."""
+def with_defaults(config: Config) -> Any:
+    """Return the configuration with the defaults that depend on other flags filled in."""
     steps, sampler = (100, "ddpm") if config.openai else (20, "dpm++")
     scale = config.guidance_scale
     if scale is None:
@@ -86,41 +137,41 @@ def with_defaults(config):
     )
 
 
-def rebuild_base(facts):
-    network, diffusion = rebuild(facts)
-    check_base(network)
-    return network, diffusion
+def load_base(config: Any) -> Any:
+    """Return the pipeline of --checkpoint or --openai. Raises UserError."""
+    if not config.openai:
+        return MiniGlidePipeline.from_pretrained(config.checkpoint, config.device)
+    # refuse wrong steps before a gigabyte is loaded
+    respace_sampler(SAMPLERS[config.sampler], openai_glide.BaseProcess(), config.steps)
+    base = openai_glide.load_base(config.openai, config.vocabulary, config.device)
+    if config.mask and not is_trained_to_inpaint(base.network):
+        raise UserError(f"--openai {config.openai} cannot inpaint; name the published base_inpaint.pt")
+    return base
 
 
-def edit_or_enlarge(config):
-    """(images, prompts). Raises UserError."""
-    if config.mask and not config.image:
-        raise UserError("--mask says which part of an --image to draw anew; name that, too")
-    if not 0 < config.strength <= 1:
-        raise UserError(f"--strength is {config.strength}; it must be greater than 0 and at most 1")
-    generator = Generator.load_base(config.checkpoint, config.device)
-    if config.upsampler:
-        upsampler = load_upsampler(config.upsampler, config.noise_level, config.device, [generator])
-    if config.openai_upsampler:
-        enlarge = published_glide.load_enlarger(config, generator.network.image_shape[-1])
-    prompts = config.prompts(generator.prompts)
-    say_what_is_cut(generator.tokenizer, prompts)
-    sampler, seen = how_to_draw(config, generator.network, len(prompts))
-    images = generator.draw(prompts, config.guidance_scale, config, config.steps, sampler, **seen)
-    if config.upsampler:
-        images = upsampler.enlarge(images, prompts, config.noise_level, config, config.steps, config.sampler)
-    if config.openai_upsampler:
-        images = enlarge(prompts=prompts, low_res=images, config=config)
-    return images, prompts
+def load_openai_upsampler(config: Any, base: TextToImagePipeline) -> TextToImagePipeline:
+    """Return the pipeline of --openai-upsampler, for samples of `base`. Raises UserError."""
+    path, size = config.openai_upsampler, base.image_shape[-1]
+    if size != openai_glide.BASE["image_size"] and not config.upsampler:
+        raise UserError(f"--openai-upsampler enlarges 64x64 pixels, and --checkpoint draws {size}x{size}")
+    upsampler = openai_glide.load_upsampler(path, config.vocabulary, config.device)
+    if config.mask and not is_trained_to_inpaint(upsampler.network):
+        raise UserError(f"--openai-upsampler {path} cannot inpaint; name the published upsample_inpaint.pt")
+    return upsampler
 
 
-def how_to_draw(config, network, n):
-    """(sampler, what the network sees) for n samples."""
-    sampler, size = SAMPLERS[config.sampler], network.image_shape[-1]
-    if config.mask:
-        return Repainting.load(config.image, config.mask, size).drawn_by(network, sampler, n, config.times)
+def load_inpaint_inputs(config: Any, pipe: TextToImagePipeline) -> InpaintInputs | None:
+    """Return --image and --mask at the resolution of a pipeline; None without --mask. Raises UserError."""
+    return InpaintInputs.load(config.image, config.mask, pipe.image_shape[-1]) if config.mask else None
+
+
+def choose_sampler(config: Any, base: TextToImagePipeline, n: int) -> tuple[Any, dict[str, Tensor]]:
+    """Return the base model's sampler and further inputs of its network, for n samples. Raises UserError."""
+    sampler = SAMPLERS[config.sampler]
+    if inpaint := load_inpaint_inputs(config, base):
+        return inpaint.make_sampler(base.network, sampler, n, config.num_resamples)
     if config.image:
-        image = open_picture(config.image, "--image", size)
+        image = resize_square(read_image(config.image, "--image"), base.image_shape[-1])
         return partial(image_to_image, image=image, strength=config.strength, sampler=sampler), {}
     return sampler, {}
 

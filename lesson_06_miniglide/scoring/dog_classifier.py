@@ -1,0 +1,150 @@
+"""The evaluation classifier of photos: it tells which breed an image shows, or that it shows no dog.
+
+    python -m lesson_06_miniglide.scoring.dog_classifier --dogs-dir DOGS --others-dir OTHERS --test-dir TEST
+
+trains it on the photos of DOGS (one class per breed) and of OTHERS (one class, "no dog"), measures it on TEST
+and on a tenth of OTHERS that it is not trained on, and writes pretrained/dog_classifier.safetensors. Its
+classes and features measure every model of photos in this lesson (evaluate.py); training it again changes
+those numbers.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from common.cli import PositiveInt, Seed, run_command
+from common.digits.classifier import conv_bn_silu, fit, half_state_dict, load_frozen
+from common.errors import UserError
+from common.files import make_folder, write_atomically
+from common.images import to_tensor
+from common.training.checkpoints import pretrained_path
+from lesson_06_miniglide.image_data.cache import load_cache
+from lesson_06_miniglide.networks.presets import LESSON
+
+WEIGHTS = pretrained_path(LESSON, "dog_classifier")
+COMMAND = "python -m lesson_06_miniglide.scoring.dog_classifier"
+NUM_FEATURES = 128
+TEST_EVERY = 10  # every tenth of the other photos is for testing
+Pixels = UInt8[np.ndarray, "n 64 64 3"]
+
+
+class DogClassifier(nn.Module):
+    """Images [N, 3, 64, 64] in [-1, 1] -> features [N, 128] -> logits [N, classes]; the last is "no dog"."""
+
+    def __init__(self, breeds: Sequence[str]):
+        super().__init__()
+        self.breeds = list(breeds)
+        self.body = nn.Sequential(
+            conv_bn_silu(3, 32), conv_bn_silu(32, 48, 2), conv_bn_silu(48, 64), conv_bn_silu(64, 96, 2),
+            conv_bn_silu(96, 96), conv_bn_silu(96, 128, 2), conv_bn_silu(128, 160), conv_bn_silu(160, 192, 2),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, NUM_FEATURES),
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.SiLU(), nn.Dropout(0.3), nn.Linear(NUM_FEATURES, len(breeds) + 1))
+
+    def forward(self, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n classes"]:
+        return self.head(self.body(images))
+
+    @torch.inference_mode()
+    def predict(
+        self, images: Pixels, batch_size: int = 500
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n classes"]]:
+        """Return features and class probabilities of uint8 images."""
+        starts = range(0, len(images), batch_size)
+        features = torch.cat([self.body(to_tensor(images[i : i + batch_size])) for i in starts])
+        return features, self.head(features).softmax(-1)
+
+
+@cache
+def load_dog_classifier() -> DogClassifier:
+    """Return the pretrained evaluation classifier, frozen. Raises UserError if it has not been trained."""
+    if not WEIGHTS.exists():
+        raise UserError(f"{WEIGHTS} does not exist; train it: {COMMAND} --help")
+    with safe_open(WEIGHTS, "pt") as file:
+        breeds = json.loads(file.metadata()["breeds"])
+        weights = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+    return load_frozen(DogClassifier(breeds), weights)
+
+
+def augment(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Mirror, shift, enlarge and recolour each image a little."""
+    n = len(images)
+    scale = 1 - 0.3 * torch.rand(n)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = scale * torch.where(torch.rand(n) < 0.5, -1, 1), scale
+    theta[:, :, 2] = (2 * torch.rand(n, 2) - 1) * (1 - scale)[:, None]
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    images = F.grid_sample(images, grid, align_corners=False)
+    contrast, colour = 1 + 0.2 * torch.randn(n, 1, 1, 1), 0.1 * torch.randn(n, 3, 1, 1)
+    return images * contrast + colour
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train the evaluation classifier of photos."""
+
+    dogs_dir: str  # photos of dogs, Images/<wnid>-<Breed>/*.jpg
+    others_dir: str  # other photos with captions; those whose caption names one of the breeds are left out
+    test_dir: str  # more photos of the same breeds
+    cache_dir: str | None = None  # folder for the decoded images; default .cache in each data folder
+    epochs: PositiveInt = 40  # passes over the training photos
+    batch_size: PositiveInt = 128  # images per step
+    seed: Seed = 0  # of weights, order and augmentation
+
+
+def load_dogs(
+    folder: str, cache_dir: str | None, breeds: Sequence[str] | None = None
+) -> tuple[Pixels, Int[Tensor, "n"], list[str]]:
+    """Return photos, the index of each photo's breed, and the breeds (sorted, if they are not given).
+
+    Raises UserError if there are photos of other breeds than the given ones.
+    """
+    images, captions = load_cache(folder, dogs=True, cache_dir=cache_dir)
+    breeds = list(breeds or sorted(set(captions)))
+    if unknown := set(captions) - set(breeds):
+        raise UserError(f"--test-dir holds {', '.join(sorted(unknown))}, which --dogs-dir does not")
+    return images, torch.tensor([breeds.index(caption) for caption in captions]), breeds
+
+
+def main(config: Config) -> None:
+    torch.manual_seed(config.seed)
+    dogs, labels, breeds = load_dogs(config.dogs_dir, config.cache_dir)
+    test_dogs, test_labels, _ = load_dogs(config.test_dir, config.cache_dir, breeds)
+    others, captions = load_cache(config.others_dir, cache_dir=config.cache_dir)
+    others = others[[not any(breed.lower() in c.lower() for breed in breeds) for c in captions]]
+    is_test = np.arange(len(others)) % TEST_EVERY == 0
+    images, test_others = np.concatenate([dogs, others[~is_test]]), others[is_test]
+    num_others = len(images) - len(dogs)
+    labels = torch.cat([labels, torch.full((num_others,), len(breeds))])
+    class_weight = torch.ones(len(breeds) + 1)
+    class_weight[-1] = len(dogs) / num_others / len(breeds)  # all others weigh as much as one breed
+
+    make_folder(WEIGHTS.parent, "the folder")
+    images_at = lambda batch: augment(to_tensor(images[batch.numpy()]))  # noqa: E731
+    classifier = fit(DogClassifier(breeds), images_at, labels, config, class_weight, max_lr=4e-3)
+
+    probabilities, other_probabilities = classifier.predict(test_dogs)[1], classifier.predict(test_others)[1]
+    measured = {
+        "breeds": breeds,
+        "test_breed_accuracy": (probabilities[:, :-1].argmax(-1) == test_labels).float().mean().item(),
+        "test_dogs_read_as_dogs": (probabilities.argmax(-1) < len(breeds)).float().mean().item(),
+        "test_others_read_as_dogs": (other_probabilities.argmax(-1) < len(breeds)).float().mean().item(),
+        "test_dogs": len(test_dogs),
+        "test_others": len(test_others),
+        "epochs": config.epochs,
+    }
+    print(measured)
+    metadata = {name: json.dumps(value) for name, value in measured.items()}
+    write_atomically(WEIGHTS, lambda path: save_file(half_state_dict(classifier), path, metadata))
+
+
+if __name__ == "__main__":
+    run_command(main, Config)

@@ -1,0 +1,104 @@
+"""The flags of lesson 6's train.py."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import arg
+
+from common.cli import Fraction, PositiveFloat, PositiveInt, check_choice
+from common.errors import UserError
+from common.training.config import TrainConfig
+from lesson_06_miniglide.networks.presets import PRESETS
+from lesson_06_miniglide.training.distributed import PRECISIONS
+
+# What --defaults stands for.
+ORIGINAL: dict[str, Any] = {"preset": "report", "epochs": 100, "batch_size": 8, "grad_accum": 1}
+ORIGINAL |= {"learning_rate": 1e-4, "optimizer": "adamw", "timesteps": 100}
+NETWORK_FLAGS = ("num_channels", "num_head_channels", "num_res_block", "xf_width", "xf_layers", "xf_heads")
+ORIGINAL |= dict.fromkeys(NETWORK_FLAGS)
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Lesson 6: train a text-to-image model of 64x64 pixels on your own images, or on rendered shapes."""
+
+    # a folder of images with captions: SBU captions as img2dataset writes them, Stanford Dogs, MS COCO, a
+    # metadata.jsonl or .csv, or a .txt next to each image; default: rendered shapes
+    data_dir: str | None = None
+    dogs: bool = False  # read --data-dir as Stanford Dogs, with the breed as the caption
+    image_limit: PositiveInt | None = None  # number of images, the first that are readable (dogs: always all)
+    resize: str = "squish"  # squish (to a square) or crop (the middle)
+    cache_dir: str | None = None  # folder for the decoded images; default <data-dir>/.cache
+    allow_broken: bool = False  # continue if more than 5 % of the images are broken
+    flip: bool = True  # mirror photos at random; switch it off if captions tell left from right
+    validation_fraction: Fraction = 0.02  # of the images, for the validation loss
+    # folder with GPT-2's encoder.json and vocab.bpe; default: a BPE of the captions
+    vocabulary: str | None = None
+
+    # t5-small, or a folder: a frozen encoder in place of the text transformer, as in Imagen
+    text_encoder: str | None = None
+    preset: str = "tiny"  # tiny, tiny_small, tiny_upsampler, tiny_inpainting, report or glide
+    # weights to start from; input channels that they do not have start at zero
+    init_from: Annotated[str | None, arg(aliases=["--start-from"])] = None
+    num_channels: PositiveInt | None = None  # of the UNet; a multiple of --num-head-channels (tiny: of 24)
+    num_head_channels: PositiveInt | None = None  # channels per attention head
+    num_res_block: PositiveInt | None = None  # residual blocks per resolution
+    xf_width: PositiveInt | None = None  # width of the text transformer
+    xf_layers: PositiveInt | None = None  # layers of the text transformer
+    xf_heads: PositiveInt | None = None  # attention heads of the text transformer
+    timesteps: PositiveInt = 1000  # of the diffusion process; sampling may use fewer
+    # the original's settings, whatever else is given: report, 100 epochs, batch 8, rate 1e-4, T = 100
+    defaults: bool = False
+
+    batch_size: Annotated[
+        PositiveInt | None, arg(help="images per process and batch; default: the preset's")
+    ] = None  # type: ignore[assignment]
+    grad_accum: PositiveInt = 1  # batches per optimizer step
+    learning_rate: Annotated[
+        PositiveFloat | None, arg(help="peak value, after a warm-up; default: the preset's")
+    ] = None  # type: ignore[assignment]
+    optimizer: Annotated[
+        Literal["adamw", "muon"] | None, arg(help="adamw or muon; default: the preset's")
+    ] = None  # type: ignore[assignment]
+    ema_decay: Fraction = 0.999  # of the averaged weights, reached after a warm-up
+    epochs: PositiveInt | None = None  # passes over the images
+    # fraction of captions replaced by the empty one, for guidance
+    caption_dropout: Annotated[Fraction, arg(aliases=["--drop-caption"])] = 0.2
+    no_vlb: bool = False  # train with L_simple and a fixed variance
+    precision: str = "auto"  # fp32, bf16, or auto: bf16 where it is fast
+    activation_checkpointing: bool = False  # needs less memory and up to a third more time
+    compile: bool = False  # torch.compile the network: minutes at the start, then faster steps
+
+    checkpoint_time: PositiveFloat = 1800.0  # seconds between checkpoints
+    checkpoint_every: Annotated[
+        PositiveInt | None, arg(help="steps between checkpoints, if the clock alone is not enough")
+    ] = None  # type: ignore[assignment]
+    delcheck: bool = False  # keep only the latest three checkpoints
+    sample_every: PositiveInt = 1000  # steps between previews
+    # captions of the previews; can be repeated; default: the six most frequent
+    preview_prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, arg(aliases=["--caption"])] = ()
+    # a run's folder, or one of its checkpoints, to continue from
+    resume: Annotated[str | None, arg(aliases=["--continue-train"])] = None
+    # the run's folder, with checkpoints/ in it; default runs/lesson_06_miniglide/<time>
+    out: Annotated[str | None, arg(aliases=["--checkpoint-dir"])] = None
+
+    immutable_on_resume = ("preset", "timesteps", "no_vlb", "text_encoder", "resize", "flip", *NETWORK_FLAGS)
+    default_steps = 2500
+    default_minutes = 120.0  # for slow machines; with fast bf16 two cores need 45
+
+
+def resolved(config: Config) -> Config:
+    """Return the configuration with --defaults and the preset's values filled in. Raises UserError."""
+    check_choice("--preset", config.preset, PRESETS)
+    check_choice("--precision", config.precision, PRECISIONS)
+    config = replace(config, **ORIGINAL) if config.defaults else config
+    if config.text_encoder and (config.xf_layers or config.xf_heads):
+        raise UserError("--xf-layers and --xf-heads have no effect with --text-encoder; leave them out")
+    preset = PRESETS[config.preset]
+    return replace(
+        config,
+        learning_rate=config.learning_rate or preset.learning_rate,
+        batch_size=config.batch_size or preset.batch_size,
+        optimizer=config.optimizer or preset.optimizer,
+    )
