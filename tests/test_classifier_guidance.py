@@ -1,4 +1,4 @@
-"""Classifier guidance where all is known: two Gaussian classes, their mixture, their exact classifier."""
+"""Classifier guidance of two Gaussian classes, whose mixture and classifier are known exactly."""
 
 import math
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 
 from lesson_01_ddpm.diffusion import GaussianDiffusion, ddpm_sample, linear_betas
 from lesson_02_improved_ddpm.ddim import ddim_sample
-from lesson_03_adm.classifier_guidance import classifier_gradient, guide_mean, guide_noise
+from lesson_03_adm.classifier_guidance import classifier_gradient, condition_mean, condition_score
 from lesson_03_adm.noisy_classifier import loss_classifier
 
 DIFFUSION = GaussianDiffusion(linear_betas(1000))
@@ -16,19 +16,19 @@ MEANS, VARIANCE = torch.tensor([-0.5, 0.5]), 0.01  # of every pixel, given the c
 
 
 def spread_of(t):
-    """(sqrt(alpha_bar), the variance of x_t given the class), each [N, 1, 1, 1]."""
+    """Return sqrt(alpha_bar) and the variance of x_t given the class, each [N, 1, 1, 1]."""
     alpha_bar = DIFFUSION.alpha_bar[t].float().view(-1, 1, 1, 1)
     return alpha_bar.sqrt(), alpha_bar * VARIANCE + 1 - alpha_bar
 
 
 def class_denoiser(x_t, t, y):
-    """eps_hat = -sqrt(1 - alpha_bar) grad log p(x_t | y), exactly."""
+    """Return the exact eps_hat = -sqrt(1 - alpha_bar) grad log p(x_t | y)."""
     signal, variance = spread_of(t)
     return (1 - signal**2).sqrt() * (x_t - signal * MEANS[y].view(-1, 1, 1, 1)) / variance
 
 
 def classifier(x_t, t):
-    """log p(x_t | y) for both y, up to what they share: the logits of p(y | x_t), as both are as frequent."""
+    """Return log p(x_t | y) + constant for both y, the logits of p(y | x_t) of equally frequent classes."""
     signal, variance = spread_of(t)
     distances = [(x_t - signal * mean).square() / (2 * variance) for mean in MEANS]
     return -torch.stack([d.flatten(1).sum(1) for d in distances], 1)
@@ -45,9 +45,9 @@ X_T, T, Y = torch.randn(6, 1, 2, 2), torch.tensor([5, 100, 300, 500, 700, 999]),
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_bayes_rule(scale):
-    """Scale 1 gives the class's own denoiser; any other what classifier-free guidance gives."""
+    """Scale 1 gives the class's own denoiser, every other scale that of classifier-free guidance."""
     gradient = classifier_gradient(classifier, Y, scale)
-    guided = guide_noise(DIFFUSION, mixture_denoiser, gradient, bound=None)(X_T, T)
+    guided = condition_score(DIFFUSION, mixture_denoiser, gradient, denoised_fn=None)(X_T, T)
     cond, uncond = class_denoiser(X_T, T, Y), mixture_denoiser(X_T, T)
     torch.testing.assert_close(guided, uncond + scale * (cond - uncond), rtol=1e-3, atol=1e-3)
 
@@ -60,20 +60,20 @@ def test_the_gradient_by_finite_differences():
     torch.testing.assert_close(gradient[:, 0, 1, 0], 2 * (above - below) / 2e-2, rtol=2e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("way", ["mean", "noise"])
-def test_guided_samples_are_of_the_class(way):
-    """Unguided, half of the samples are of either class; guided, all are, and spread as that class is."""
+@pytest.mark.parametrize("method", ["mean", "score"])
+def test_guided_samples_are_of_the_class(method):
+    """Unguided samples are half of each class; guided ones have the mean and the spread of their class."""
     torch.manual_seed(0)
-    n, few = 400, DIFFUSION.evenly(250)
+    n, few = 400, DIFFUSION.respace_evenly(250)
     y = torch.ones(n, dtype=torch.long)
     gradient = classifier_gradient(classifier, y)
     x_T = torch.randn(n, 1, 2, 2)
-    if way == "mean":
-        sampler, denoiser = partial(ddpm_sample, guide=guide_mean(gradient)), mixture_denoiser
+    if method == "mean":
+        sampler, denoiser = partial(ddpm_sample, mean_fn=condition_mean(gradient)), mixture_denoiser
     else:
         sampler, denoiser = (
-            partial(ddim_sample, bound=None),
-            guide_noise(DIFFUSION, mixture_denoiser, gradient),
+            partial(ddim_sample, denoised_fn=None),
+            condition_score(DIFFUSION, mixture_denoiser, gradient),
         )
     *_, free = ddpm_sample(few, mixture_denoiser, x_T)
     assert 0.4 < (free.x_prev.mean((1, 2, 3)) > 0).float().mean() < 0.6
@@ -85,7 +85,7 @@ def test_guided_samples_are_of_the_class(way):
 
 
 def test_the_sampler_does_not_learn():
-    """Gradients are taken of the image alone: no parameter receives one, and no graph is kept."""
+    """Only the image has a gradient: no parameter receives one, and no graph is kept."""
     layer = torch.nn.Linear(4, 2)
     x_t = torch.randn(6, 1, 2, 2)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_the_sampler_does_not_learn():
     assert gradient.abs().sum() > 0
 
 
-def test_the_loss_is_the_cross_entropy_of_what_is_read_from_x_t():
+def test_the_loss_is_the_cross_entropy_of_the_prediction_from_x_t():
     torch.manual_seed(0)
     x_0 = MEANS[Y].view(-1, 1, 1, 1).expand(-1, 1, 2, 2).repeat(500, 1, 1, 1)
     seen = []
@@ -106,5 +106,7 @@ def test_the_loss_is_the_cross_entropy_of_what_is_read_from_x_t():
     losses = loss_classifier(DIFFUSION, spy, x_0, Y.repeat(500))
     t = seen[0]
     assert t.min() < 10 and t.max() > 990
-    assert losses[t < 60].mean() < 1e-3  # little noise: read with certainty
-    assert losses[t > 900].mean().item() == pytest.approx(math.log(2), abs=0.03)  # nothing left to read
+    assert losses[t < 60].mean() < 1e-3  # little noise: the class is certain
+    assert losses[t > 900].mean().item() == pytest.approx(
+        math.log(2), abs=0.03
+    )  # no information about the class is left

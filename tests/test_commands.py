@@ -1,6 +1,4 @@
-"""The scripts as a person calls them: dry runs, samples in every format, and wrong input answered in one
-line.
-"""
+"""The scripts as a person calls them: dry runs, samples in every format, and one line for wrong input."""
 
 import importlib
 import json
@@ -16,9 +14,13 @@ import torch
 import tyro
 from PIL import Image
 
-from common.command import run_command
-from common.runs import load_weights, save_weights, saved_config
-from lesson_04_text_conditioning.prompts import in_rows
+from common.cli import run_command
+from common.digits.classifier import load_digit_classifier
+from common.digits.evaluation import fid_to_reference, max_channel, mnist_reference
+from common.images import to_tensor
+from common.training.checkpoints import load_weights, save_weights
+from common.training.run_dir import saved_config
+from lesson_04_text_conditioning.prompts import grid_layout
 from tests.conftest import ROOT
 
 LESSONS = sorted(path.parent.name for path in ROOT.glob("lesson_0*/train_mnist.py"))
@@ -41,13 +43,13 @@ def sample(lesson, *flags):
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """A dry run of every lesson, on drawn digits."""
+    """A dry run of every lesson, on synthetic digits."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.data.NUM_DRAWN", 3000)
+        patch.setattr("common.digits.mnist.NUM_SYNTHETIC", 3000)
         patch.chdir(folder)
         for lesson in LESSONS:
-            small = ["--dataset", "drawn", "--dry-run", "--batch-size", "8", "--device", "cpu"]
+            small = ["--dataset", "synthetic", "--dry-run", "--batch-size", "8", "--device", "cpu"]
             train(lesson, *small, "--out", lesson)
     return folder
 
@@ -56,18 +58,18 @@ def runs(tmp_path_factory):
 def test_dry_run_does_everything(runs, lesson):
     run = runs / lesson
     config = json.loads((run / "config.json").read_text())
-    assert config["data"] == "drawn" and config["lesson"] == lesson and config["config"]["dry_run"]
+    assert config["data"] == "synthetic" and config["lesson"] == lesson and config["config"]["dry_run"]
     assert (run / "metrics.csv").read_text().count("\n") == 3  # a heading and two steps
     metrics = json.loads((run / "metrics.json").read_text(), parse_constant=pytest.fail)
     rows = metrics.get("sweep", [metrics])
     assert all(row["n"] >= 2 and "fid_floor" in row for row in rows)
     if lesson == "lesson_05_cfg":
         assert [row["guidance_scale"] for row in rows] == [0, 1, 2, 3, 4, 7, 10, 20]
-    for picture in [run / "loss.png", *run.glob("s*.png"), *run.glob("samples/*.png")]:
-        assert Image.open(picture).size[0] > 100
+    for image in [run / "loss.png", *run.glob("s*.png"), *run.glob("samples/*.png")]:
+        assert Image.open(image).size[0] > 100
     assert len(list(run.glob("samples/*.png"))) == 1 and len(list(run.glob("s*.png"))) == 1
-    _, facts = load_weights(run, lesson)
-    assert facts["step"] == 2 and facts["network"]
+    _, metadata = load_weights(run, lesson)
+    assert metadata["step"] == 2 and metadata["network"]
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
@@ -83,10 +85,10 @@ def test_sample_needs_nothing_but_the_checkpoint(runs, lesson, tmp_path):
     assert len(prompts) == count
     if lesson in TEXT_LESSONS:
         assert prompts == ["a red seven"] * 3 + ["a 2"] * 3
-    for ending in ("png", "gif"):
-        path = tmp_path / f"samples.{ending}"
+    for suffix in ("png", "gif"):
+        path = tmp_path / f"samples.{suffix}"
         sample(lesson, *flags, "--out", str(path))
-        assert Image.open(path).format == ending.upper()
+        assert Image.open(path).format == suffix.upper()
     sample(lesson, *flags, "--out", str(tmp_path / "folder"))
     rows = [json.loads(line) for line in (tmp_path / "folder" / "metadata.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == prompts
@@ -118,44 +120,40 @@ def test_every_sampler_of_lesson_5_with_a_prompts_file(runs, sampler, tmp_path):
         assert file["prompts"].tolist() == ["a red seven", "the digit 2 in blue"]
 
 
-def test_a_long_prompt_is_cut_and_that_is_said(runs, tmp_path, capsys):
+def test_a_long_prompt_is_truncated_with_a_message(runs, tmp_path, capsys):
     flags = ["--checkpoint", str(runs / "lesson_05_cfg"), "--steps", "1", "--out", str(tmp_path / "a.png")]
     sample("lesson_05_cfg", *flags, "--prompt", "a photograph of a red seven on a black ground")
-    assert "cut:" in capsys.readouterr().out
+    assert "truncated:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_shipped_weights_draw_digits(lesson, tmp_path):
-    from common.classifier import judge
-    from common.data import to_float
-    from common.evaluation import brightness, fid, mnist_reference
-
+def test_pretrained_weights_draw_digits(lesson, tmp_path):
     if not (ROOT / lesson / "pretrained" / f"{lesson}.safetensors").exists():
-        pytest.skip(f"{lesson} ships no weights yet")
+        pytest.skip(f"{lesson} has no pretrained weights yet")
     out = tmp_path / "samples.npz"
     few = ["--steps", "50"] if lesson != "lesson_05_cfg" else []
     number = ["--num-samples", "40", *["--prompt", "a 7"] * (lesson in TEXT_LESSONS)]
     sample(lesson, *few, *number, "--out", str(out))
     with np.load(out) as file:
-        images = to_float(torch.from_numpy(file["images"])).permute(0, 3, 1, 2)
-    features, probabilities = judge().read(brightness(images))
+        images = to_tensor(file["images"])
+    features, probabilities = load_digit_classifier().predict(max_channel(images))
     confidence, digit = probabilities.max(-1)
     assert (confidence > 0.9).sum() >= 10  # which is true of noise, too
     if lesson in TEXT_LESSONS:
         assert (digit == 7).sum() >= (36 if lesson == "lesson_05_cfg" else 28)
     else:
-        assert fid(features, mnist_reference()) < 60  # so few of noise, or black: over 300
+        assert fid_to_reference(features, mnist_reference()) < 60  # of as much noise, or black: over 300
     if lesson == "lesson_03_adm":
         assert (digit == torch.arange(40) % 10).sum() >= 32
 
 
-def test_rows_are_named_by_their_prompts_only_where_each_holds_one():
-    assert in_rows(["a", "a", "b", "b"]) == {"columns": 2, "row_labels": ["a", "b"]}
+def test_rows_are_labelled_only_if_each_has_one_prompt():
+    assert grid_layout(["a", "a", "b", "b"]) == {"columns": 2, "row_labels": ["a", "b"]}
     for mixed in (["a", "b", "a", "b"], ["a", "b"], ["a", "a", "b"], ["a", "a", "b", "a", "b", "b"]):
-        assert in_rows(mixed) == {}
+        assert grid_layout(mixed) == {}
 
 
-def test_what_a_run_saved_is_replaced_by_what_is_given_anew(capsys):
+def test_a_saved_list_is_replaced_by_the_one_that_is_given(capsys):
     @dataclass(frozen=True)
     class Config:
         caption: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -167,11 +165,11 @@ def test_what_a_run_saved_is_replaced_by_what_is_given_anew(capsys):
     assert [config.caption for config in seen] == [("a", "b"), ("c",)]
 
 
-# -- wrong input: one line, exit code 2, nothing written ------------------------
+# -- wrong input: one line, exit code 2, nothing written -----------------------------------------------------
 
 
 def refused(capsys, call, lesson, *flags):
-    """The one line that a wrong call prints."""
+    """Return the line that a wrong call prints."""
     with pytest.raises(SystemExit) as stop:
         call(lesson, *map(str, flags))
     captured = capsys.readouterr()
@@ -184,7 +182,7 @@ def refused(capsys, call, lesson, *flags):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty current folder, which must still be empty afterwards but for what the test put there."""
+    """Make an empty folder the current one; the scripts must add nothing to it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -196,14 +194,14 @@ def test_wrong_checkpoints(runs, place, capsys):
     (place / "empty").mkdir()
     save_weights(place / "bare.safetensors", {"x": torch.zeros(2)}, {})
     before = sorted(place.iterdir())
+    lesson_4 = runs / "lesson_04_text_conditioning"
     for checkpoint, message in {
-        runs
-        / "lesson_04_text_conditioning": "comes from lesson_04_text_conditioning, not from lesson_05_cfg",
-        "random.safetensors": "not a whole .safetensors file",
-        "short.safetensors": "not a whole .safetensors file",
+        lesson_4: "comes from lesson_04_text_conditioning, not from lesson_05_cfg",
+        "random.safetensors": "not a complete .safetensors file",
+        "short.safetensors": "not a complete .safetensors file",
         "bare.safetensors": "comes from no lesson of this series",
         "empty": "folder without checkpoints",
-        "nowhere": "is not there",
+        "nowhere": "does not exist",
     }.items():
         assert message in refused(capsys, sample, "lesson_05_cfg", "--checkpoint", checkpoint, "--steps", "1")
     assert sorted(place.iterdir()) == before
@@ -223,22 +221,23 @@ def test_wrong_sampling_flags(runs, place, capsys):
         ("--guidance-scale", "nan"): "--guidance-scale is nan",
         ("--steps", 0): "--steps is 0",
         ("--steps", -5): "--steps is -5",
-        ("--steps", 1001): "cannot take 1001 of 1000",
+        ("--steps", 1001): "--steps is 1001; it must lie between 1 and 1000, the number of timesteps",
         ("--num-samples", 0): "--num-samples is 0",
-        ("--sampler", "euler"): "choose ddpm or ddim or dpm++",
-        ("--out", "picture.jpg"): "must end in .png, .npz or .gif",
-        ("--out", "file/picture.png"): "cannot be made or written",
+        ("--sampler", "euler"): "--sampler euler is unknown; choose ddpm, ddim, dpm++",
+        ("--out", "image.jpg"): "must end in .png, .npz or .gif",
+        ("--out", "file/image.png"): "cannot be created or written",
         ("--device", "abacus"): "--device abacus cannot be used",
     }.items():
         assert message in refused(capsys, sample, "lesson_05_cfg", *good, *flags)
     assert sorted(place.iterdir()) == before
 
 
-def test_a_later_lessons_sampler_is_named(place, capsys):
-    assert "dpm++ comes in lesson 5" in refused(
-        capsys, sample, "lesson_02_improved_ddpm", "--sampler", "dpm++"
-    )
-    assert "--digit 12 is no digit" in refused(capsys, sample, "lesson_03_adm", "--digit", 12)
+def test_what_another_lesson_has_is_refused(place, capsys):
+    line = refused(capsys, sample, "lesson_02_improved_ddpm", "--sampler", "dpm++")
+    assert line == "error: --sampler dpm++ is unknown; choose ddpm, ddim"
+    line = refused(capsys, sample, "lesson_03_adm", "--digit", 12)
+    assert line == "error: --digit is 12; it must be a digit, 0 to 9"
+    assert list(place.iterdir()) == []
 
 
 def test_wrong_training_flags(runs, place, capsys, monkeypatch):
@@ -247,7 +246,7 @@ def test_wrong_training_flags(runs, place, capsys, monkeypatch):
     (place / "broken" / "checkpoints").mkdir()
     (place / "broken" / "config.json").write_text((runs / "lesson_01_ddpm" / "config.json").read_text())
     (place / "broken" / "checkpoints" / "step_0000001.pt").write_bytes(b"PK not a zip")
-    monkeypatch.setattr("common.data.NUM_DRAWN", 3000)
+    monkeypatch.setattr("common.digits.mnist.NUM_SYNTHETIC", 3000)
     before = sorted(place.rglob("*"))
     for flags, message in {
         ("--steps", 0): "--steps is 0",
@@ -255,14 +254,18 @@ def test_wrong_training_flags(runs, place, capsys, monkeypatch):
         ("--time-limit", 0): "--time-limit is 0",
         ("--time-limit", "inf"): "--time-limit is inf; it must be finite",
         ("--num-eval", 1): "--num-eval is 1",
+        ("--sample-steps", 1001): "--sample-steps is 1001; it must lie between 1 and 1000",
         ("--learning-rate", 0): "--learning-rate is 0",
-        ("--dataset", "cifar"): "--dataset cifar is unknown",
+        ("--learning-rate", "nan"): "--learning-rate is nan",
+        ("--ema-decay", 1.5): "--ema-decay is 1.5; it must lie between 0 and 1",
+        ("--seed", -1): "--seed is -1; it must lie between 0 and 2147483647",
+        ("--dataset", "cifar"): "--dataset cifar is unknown; choose auto, mnist, synthetic",
         ("--dataset", "mnist", "--data-dir", "."): "holds no MNIST",
-        ("--resume", "nowhere"): "--resume nowhere is not there",
+        ("--resume", "nowhere"): "--resume nowhere does not exist",
         ("--resume", runs / "lesson_02_improved_ddpm"): "is a run of lesson_02_improved_ddpm",
-        ("--resume", "broken"): "not a whole training state",
-        ("--dataset", "drawn", "--out", "file/run"): "cannot be made or written",
-        ("--dataset", "drawn", "--out", runs / "lesson_01_ddpm"): "holds a run already",
+        ("--resume", "broken"): "not a complete training state",
+        ("--dataset", "synthetic", "--out", "file/run"): "cannot be created or written",
+        ("--dataset", "synthetic", "--out", runs / "lesson_01_ddpm"): "already holds a run",
         ("--device", "abacus"): "--device abacus cannot be used",
     }.items():
         assert message in refused(capsys, train, "lesson_01_ddpm", *flags)
@@ -295,11 +298,14 @@ def test_a_gpu_that_is_too_small_is_one_line(lesson, name, advice, capsys):
 
 
 @pytest.mark.parametrize("lesson", [LESSONS[0], LESSONS[-1]])
-@pytest.mark.parametrize("name", ["train_mnist", "sample"])
-def test_help_and_wrong_input_from_the_shell(lesson, name, place):
+@pytest.mark.parametrize(
+    "name, message",
+    [("train_mnist", "be greater than zero"), ("sample", "lie between 1 and 1000, the number of timesteps")],
+)
+def test_help_and_wrong_input_from_the_shell(lesson, name, message, place):
     path = str(Path(ROOT) / lesson / f"{name}.py")
-    told = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True)
-    assert told.returncode == 0 and "--steps" in told.stdout and "--seed" in told.stdout
+    shown = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0 and "--steps" in shown.stdout and "--seed" in shown.stdout
     wrong = subprocess.run([sys.executable, path, "--steps", "0"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and wrong.stderr == "error: --steps is 0; it must be greater than zero\n"
+    assert wrong.returncode == 2 and wrong.stderr == f"error: --steps is 0; it must {message}\n"
     assert list(place.iterdir()) == []

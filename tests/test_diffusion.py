@@ -1,6 +1,4 @@
-"""The maths against things that are known otherwise: simulation, Bayes' rule, closed forms, finite
-differences.
-"""
+"""The maths is compared with simulation, Bayes' rule, closed forms and finite differences."""
 
 import math
 from functools import partial
@@ -8,10 +6,10 @@ from functools import partial
 import pytest
 import torch
 
-from common.data import to_float
+from common.images import to_float
 from lesson_01_ddpm.diffusion import (
     GaussianDiffusion,
-    clip,
+    clamp_x_0,
     ddpm_sample,
     fixed_large,
     fixed_small,
@@ -20,8 +18,13 @@ from lesson_01_ddpm.diffusion import (
 )
 from lesson_02_improved_ddpm.ddim import ddim_sample
 from lesson_02_improved_ddpm.schedules import cosine_betas, space_timesteps
-from lesson_02_improved_ddpm.variational_bound import decoder_bits, learned_range, loss_hybrid, vb_terms_bits
-from lesson_05_cfg.dpm_solver import dpm_solver_sample
+from lesson_02_improved_ddpm.variational_bound import (
+    discretized_nll_bits,
+    learned_range,
+    loss_hybrid,
+    vb_terms_bpd,
+)
+from lesson_05_cfg.dpm_solver import dpmpp_2m_sample
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def test_q_sample_is_the_chain_run_step_by_step(diffusion):
 
 
 def test_posterior_is_bayes_rule(diffusion):
-    """q(x_{t-1} | x_t, x_0) is q(x_t | x_{t-1}) q(x_{t-1} | x_0), normalised on a grid."""
+    """q(x_{t-1} | x_t, x_0) is q(x_t | x_{t-1}) q(x_{t-1} | x_0), normalized on a grid."""
     i, x_0, x_t = 20, 0.4, -0.3
     grid = torch.linspace(-6, 6, 200_001, dtype=torch.float64)
     beta, alpha_bar = diffusion.betas[i], diffusion.alpha_bar[i - 1]
@@ -69,7 +72,7 @@ def test_noise_and_x_0_solve_each_other(diffusion):
 
 def test_kept_process_is_the_same_process(diffusion):
     kept = space_timesteps(50, "7")
-    few = diffusion.keep(kept)
+    few = diffusion.respace(kept)
     torch.testing.assert_close(few.alpha_bar, diffusion.alpha_bar[kept], rtol=1e-12, atol=0)
     seen = []
 
@@ -79,12 +82,12 @@ def test_kept_process_is_the_same_process(diffusion):
 
     for _ in ddpm_sample(few, denoiser, torch.zeros(1, 1, 2, 2)):
         pass
-    assert seen == kept[::-1]  # the network is told the timesteps it was trained on
+    assert seen == kept[::-1]  # the network is given the timesteps it was trained on
 
 
 def test_one_step_is_enough_for_a_sampler_to_run(diffusion):
-    for sampler in (ddpm_sample, ddim_sample, dpm_solver_sample):
-        (step,) = sampler(diffusion.evenly(1), lambda x_t, t: x_t, torch.ones(2, 1, 4, 4))
+    for sampler in (ddpm_sample, ddim_sample, dpmpp_2m_sample):
+        (step,) = sampler(diffusion.respace_evenly(1), lambda x_t, t: x_t, torch.ones(2, 1, 4, 4))
         assert step.x_prev.isfinite().all()
 
 
@@ -97,7 +100,7 @@ def test_impossible_respacing(spec):
 @pytest.mark.parametrize("steps", [0, 51])
 def test_too_many_steps(diffusion, steps):
     with pytest.raises(ValueError, match="of 50 timesteps"):
-        diffusion.evenly(steps)
+        diffusion.respace_evenly(steps)
 
 
 @pytest.mark.parametrize("loss, channels", [(loss_simple, 1), (loss_hybrid, 2)])
@@ -108,8 +111,9 @@ def test_losses_refuse_images_that_are_not_scaled(diffusion, loss, channels):
     def denoiser(x_t, t):
         return torch.zeros(4, channels, 8, 8)
 
-    loss(diffusion, denoiser, to_float(x), t, noise)
-    loss(diffusion, denoiser, to_float(x) / 8 + 0.8, t, noise)  # pale, but scaled
+    scaled = to_float(x.byte())
+    loss(diffusion, denoiser, scaled, t, noise)
+    loss(diffusion, denoiser, scaled / 8 + 0.8, t, noise)  # pale, but scaled
     for wrong in (x, x / 255):
         with pytest.raises(ValueError, match="scaled to"):
             loss(diffusion, denoiser, wrong, t, noise)
@@ -119,7 +123,7 @@ def test_losses_refuse_images_that_are_not_scaled(diffusion, loss, channels):
 
 
 def ideal_denoiser(images, process):
-    """What a perfect network answers if the data are exactly these images: the posterior mean, as noise."""
+    """Return the optimal denoiser of a data set of these images: the posterior mean, as noise."""
 
     def denoiser(x_t, t):
         alpha_bar = process.alpha_bar[t].view(-1, 1)
@@ -136,12 +140,12 @@ def ideal_denoiser(images, process):
 @pytest.mark.parametrize(
     "sampler",
     [
-        partial(ddpm_sample, log_variance=fixed_small),
-        partial(ddpm_sample, log_variance=fixed_large),
-        partial(ddpm_sample, log_variance=learned_range),
+        partial(ddpm_sample, log_variance_fn=fixed_small),
+        partial(ddpm_sample, log_variance_fn=fixed_large),
+        partial(ddpm_sample, log_variance_fn=learned_range),
         ddim_sample,
         partial(ddim_sample, eta=1.0),
-        dpm_solver_sample,
+        dpmpp_2m_sample,
     ],
     ids=["ddpm-small", "ddpm-large", "ddpm-learned", "ddim", "ddim-eta1", "dpm++"],
 )
@@ -151,7 +155,7 @@ def test_samples_of_the_ideal_denoiser_are_the_data(sampler, schedule):
     images = torch.rand(5, 1, 4, 4, generator=generator) * 2 - 1
     process = GaussianDiffusion(schedule(400))
     x_T = torch.randn(60, 1, 4, 4, generator=generator)
-    *_, last = sampler(process.evenly(80), ideal_denoiser(images, process), x_T, generator)
+    *_, last = sampler(process.respace_evenly(80), ideal_denoiser(images, process), x_T, generator)
     distance, nearest = torch.cdist(last.x_prev.flatten(1), images.flatten(1)).min(1)
     assert distance.max() < 1e-2
     assert len(nearest.unique()) == 5  # all of them, not one
@@ -177,8 +181,8 @@ MEAN, STD = 0.3, 0.5
 
 
 def order_of_convergence(sampler, steps):
-    """By what factor the error at the smallest noise level falls when the steps double."""
-    process = GaussianDiffusion(cosine_betas(20_000)).keep(range(19_000))  # beyond, alpha_bar is nearly 0
+    """Return the factor by which the error at the smallest noise level falls when the steps double."""
+    process = GaussianDiffusion(cosine_betas(20_000)).respace(range(19_000))  # beyond, alpha_bar is nearly 0
     alpha_bar = process.alpha_bar
 
     def spread(i):
@@ -192,7 +196,7 @@ def order_of_convergence(sampler, steps):
     exact = alpha_bar[0].sqrt() * MEAN + spread(0) / spread(-1) * (x_T - alpha_bar[-1].sqrt() * MEAN)
     errors = []
     for n in (steps, 2 * steps):
-        *_, last = sampler(process.evenly(n), exact_denoiser, x_T, bound=None)
+        *_, last = sampler(process.respace_evenly(n), exact_denoiser, x_T, denoised_fn=None)
         assert last.t == 0
         errors.append((last.x_t - exact).abs().max().item())
     return errors[0] / errors[1]
@@ -203,10 +207,10 @@ def test_ddim_is_of_first_order():
 
 
 def test_dpm_solver_is_of_second_order():
-    assert order_of_convergence(dpm_solver_sample, 40) == pytest.approx(4, abs=0.6)
+    assert order_of_convergence(dpmpp_2m_sample, 40) == pytest.approx(4, abs=0.6)
 
 
-# -- learned variance, the bound, and what its gradient may touch ------------------------
+# -- learned variance and the VLB ------------------------
 
 
 def hybrid_at(diffusion, output, x_0, t, noise):
@@ -221,7 +225,7 @@ def test_the_bound_gives_no_gradient_to_eps_and_a_right_one_to_v(diffusion):
     of_simple = 2 * (output[:, :1] - noise).detach() / 16
     torch.testing.assert_close(output.grad[:, :1], of_simple)
 
-    for sample in range(3):  # the slope along v, of the decoder's term at t = 0 too
+    for sample in range(3):  # the slope along v, also of the decoder's term at t = 0
         ends = []
         for step in (0.02, -0.02):
             moved = output.detach().clone()
@@ -231,15 +235,15 @@ def test_the_bound_gives_no_gradient_to_eps_and_a_right_one_to_v(diffusion):
         assert output.grad[sample, 1].sum().item() == pytest.approx(slope, rel=0.05, abs=2e-5)
 
 
-def test_bound_is_zero_only_for_the_true_posterior(diffusion):
+def test_vlb_is_zero_only_for_the_true_posterior(diffusion):
     torch.manual_seed(0)
     x_0, noise, t = torch.rand(4, 1, 4, 4) * 2 - 1, torch.randn(4, 1, 4, 4), torch.tensor([3, 10, 30, 45])
     x_t = diffusion.q_sample(x_0, t, noise)
     exact = torch.cat(
         [noise, torch.full_like(noise, -1.0)], 1
     )  # v = -1 is beta_tilde, the posterior's variance
-    assert vb_terms_bits(diffusion, exact, x_0, x_t, t).abs().max() < 1e-4
-    assert vb_terms_bits(diffusion, exact + 0.3, x_0, x_t, t).min() > 1e-4
+    assert vb_terms_bpd(diffusion, exact, x_0, x_t, t).abs().max() < 1e-4
+    assert vb_terms_bpd(diffusion, exact + 0.3, x_0, x_t, t).min() > 1e-4
 
 
 def test_learned_range_needs_its_channels(diffusion):
@@ -249,20 +253,20 @@ def test_learned_range_needs_its_channels(diffusion):
 
 @pytest.mark.parametrize("mean, log_variance", [(0.1, -3.0), (-0.97, -8.0), (0.99, -1.0)])
 def test_the_decoder_gives_all_256_values_a_probability_of_one(mean, log_variance):
-    values = to_float(torch.arange(256))
-    bits = decoder_bits(values, torch.tensor(mean), torch.tensor(log_variance))
+    values = to_float(torch.arange(256).byte())
+    bits = discretized_nll_bits(values, torch.tensor(mean), torch.tensor(log_variance))
     assert (2**-bits).sum().item() == pytest.approx(1, abs=1e-4)
 
 
 def test_decoder_agrees_with_the_exact_gaussian():
-    values, mean, std = to_float(torch.arange(1, 255)), 0.2, 0.1
+    values, mean, std = to_float(torch.arange(1, 255).byte()), 0.2, 0.1
     normal = torch.distributions.Normal(mean, std)
     exact = -(normal.cdf(values + 1 / 255) - normal.cdf(values - 1 / 255)).log2()
     likely = exact < 10  # far out, the tanh approximation of the CDF is coarse
-    ours = decoder_bits(values, torch.tensor(mean), torch.tensor(2 * math.log(std)))
+    ours = discretized_nll_bits(values, torch.tensor(mean), torch.tensor(2 * math.log(std)))
     torch.testing.assert_close(ours[likely], exact[likely], rtol=0, atol=0.05)
 
 
-def test_clip_is_the_default_bound(diffusion):
+def test_predicted_x_0_is_clipped_by_default(diffusion):
     *_, last = ddim_sample(diffusion, lambda x_t, t: -9 * x_t, torch.ones(1, 1, 4, 4))
-    assert last.x_prev.abs().max() <= 1 and torch.equal(clip(last.x_0), last.x_0)
+    assert last.x_prev.abs().max() <= 1 and torch.equal(clamp_x_0(last.x_0), last.x_0)

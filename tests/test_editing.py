@@ -1,4 +1,4 @@
-"""Inpainting and image to image, against Gaussian data whose conditional distribution is known."""
+"""RePaint and SDEdit on Gaussian data, whose conditional distributions are known."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import torch
 from lesson_01_ddpm.diffusion import GaussianDiffusion, fixed_small
 from lesson_02_improved_ddpm.ddim import ddim_sample
 from lesson_02_improved_ddpm.schedules import cosine_betas
-from lesson_06_miniglide.editing import image_to_image, inpaint_sample
+from lesson_06_miniglide.editing.samplers import image_to_image, repaint_sample
 
 PROCESS = GaussianDiffusion(cosine_betas(1000))
 CORRELATION, SPREAD = 0.9, 0.5
@@ -16,7 +16,7 @@ COVARIANCE = SPREAD**2 * torch.tensor([[1, CORRELATION], [CORRELATION, 1]], dtyp
 
 
 def two_pixels():
-    """The ideal denoiser of pairs of pixels, N(0, SPREAD^2) each, correlated."""
+    """The ideal denoiser for pairs of correlated pixels, N(0, SPREAD^2) each."""
 
     def denoiser(x_t, t):
         a = PROCESS.alpha_bar[t[0]]
@@ -27,28 +27,28 @@ def two_pixels():
     return denoiser
 
 
-def inpainted(times, n=2000):
-    """The second pixel, drawn where the first is known to be 0.6."""
-    image, known = torch.tensor([0.6, 0.0]).view(1, 1, 1, 2), torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+def inpainted(num_resamples, n=2000):
+    """Samples of the second pixel where the first is known to be 0.6."""
+    image, keep_mask = torch.tensor([0.6, 0.0]).view(1, 1, 1, 2), torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
     generator = torch.Generator().manual_seed(0)
     x_T = torch.randn(n, 1, 1, 2, generator=generator)
-    *_, last = inpaint_sample(
-        PROCESS.evenly(100),
+    *_, last = repaint_sample(
+        PROCESS.respace_evenly(100),
         two_pixels(),
         x_T,
         generator,
         image=image,
-        known=known,
-        times=times,
-        log_variance=fixed_small,
-        bound=None,
+        keep_mask=keep_mask,
+        num_resamples=num_resamples,
+        log_variance_fn=fixed_small,
+        denoised_fn=None,
     )
     assert (last.x_prev[..., 0] == 0.6).all()  # exactly
     return last.x_prev[..., 1].flatten()
 
 
-def test_resampling_draws_what_is_likely_beside_the_known_pixels():
-    """Of p(second | first = 0.6): mean 0.54, standard deviation 0.22."""
+def test_resampling_approaches_the_conditional_distribution():
+    """p(second | first = 0.6) has mean 0.54 and standard deviation 0.22."""
     mean, deviation = CORRELATION * 0.6, SPREAD * (1 - CORRELATION**2) ** 0.5
     once, often = inpainted(1), inpainted(10)
     error_once, error_often = abs(once.mean() - mean), abs(often.mean() - mean)
@@ -56,10 +56,16 @@ def test_resampling_draws_what_is_likely_beside_the_known_pixels():
     assert abs(often.std() - deviation) < 0.05
 
 
-def test_nothing_known_is_plain_sampling():
-    x_T, nothing = torch.randn(2000, 1, 1, 2), torch.zeros(1, 1, 1, 1)
-    sampled = inpaint_sample(
-        PROCESS.evenly(50), two_pixels(), x_T, image=x_T, known=nothing, log_variance=fixed_small, bound=None
+def test_an_empty_mask_gives_plain_sampling():
+    x_T, nothing = torch.randn(2000, 1, 1, 2), torch.zeros(1, 1, 1, 2)
+    sampled = repaint_sample(
+        PROCESS.respace_evenly(50),
+        two_pixels(),
+        x_T,
+        image=x_T,
+        keep_mask=nothing,
+        log_variance_fn=fixed_small,
+        denoised_fn=None,
     )
     *_, last = sampled
     covariance = last.x_prev.flatten(1).T.cov()
@@ -68,12 +74,12 @@ def test_nothing_known_is_plain_sampling():
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.4, 0.7, 1.0])
-def test_image_to_image_keeps_more_the_less_noise_there_is(strength):
-    """DDIM maps N(0, a C + (1 - a) I) to N(0, C) linearly: how much of the image is left is known."""
+def test_image_to_image_keeps_more_at_lower_strength(strength):
+    """DDIM maps N(0, a C + (1 - a) I) to N(0, C) linearly, so the correlation with the image is known."""
     torch.manual_seed(0)
     image = (torch.randn(20_000, 2).double() @ torch.linalg.cholesky(COVARIANCE).T).view(-1, 1, 1, 2)
-    process, ideal = PROCESS.evenly(100), two_pixels()
-    sampler, noise = partial(ddim_sample, bound=None), torch.randn(image.shape)
+    process, ideal = PROCESS.respace_evenly(100), two_pixels()
+    sampler, noise = partial(ddim_sample, denoised_fn=None), torch.randn(image.shape)
     *_, last = image_to_image(process, ideal, noise, image=image.float(), strength=strength, sampler=sampler)
     a = process.alpha_bar[round(100 * strength) - 1]
     values, modes = torch.linalg.eigh(COVARIANCE)
@@ -85,7 +91,7 @@ def test_image_to_image_keeps_more_the_less_noise_there_is(strength):
 
 
 @pytest.mark.parametrize("strength", [0, -1, 1.5, float("nan")])
-def test_a_strength_that_is_none_is_refused(strength):
+def test_invalid_strengths_are_refused(strength):
     with pytest.raises(ValueError, match="at most 1"):
         x = torch.zeros(1, 1, 1, 2)
         image_to_image(PROCESS, two_pixels(), x, image=x, strength=strength, sampler=ddim_sample)

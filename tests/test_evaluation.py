@@ -1,43 +1,60 @@
-"""Do the numbers measure what they say? FID must rise with every kind of damage, and agree with the closed
-form.
-"""
+"""Do the metrics measure what they say? FID rises with every kind of damage; other data is refused."""
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
-from common.captions import COLOURS, balanced_prompts, paint
-from common.classifier import judge
-from common.data import Digits, pad
-from common.drawn import draw_digits
-from common.evaluation import diversity, evaluate, fid, kid, mnist_reference, real_sample, reference_of
+from common.digits import evaluation
+from common.digits.captions import COLOURS, balanced_prompts, colourize
+from common.digits.classifier import DigitClassifier, load_digit_classifier
+from common.digits.evaluation import (
+    diversity,
+    evaluate,
+    fid_to_reference,
+    mnist_reference,
+    real_features,
+    reference_for,
+    reference_from_digits,
+)
+from common.digits.mnist import Digits, load_digits, preprocess
+from common.digits.synthetic import render_digits
+from common.errors import UserError
+from common.files import read_json
+from common.metrics import identity_extractor, kid_between
+from lesson_05_cfg import train_mnist as lesson_5
+
+
+def synthetic(n, seed):
+    return preprocess(render_digits(torch.arange(n) % 10, torch.Generator().manual_seed(seed)))
 
 
 @pytest.fixture(scope="module")
 def digits():
-    labels = torch.arange(4000) % 10
-    return Digits("drawn", pad(draw_digits(labels, torch.Generator().manual_seed(0))), labels)
+    return Digits("synthetic", synthetic(4000, 0), torch.arange(4000) % 10)
 
 
 @pytest.fixture(scope="module")
 def reference(digits):
-    return reference_of(digits, held_back=1000)
+    return reference_from_digits(digits, num_validation=1000)
 
 
 @pytest.fixture(scope="module")
 def fresh():
-    """Other drawn digits, of the same kind as the reference."""
-    return pad(draw_digits(torch.arange(1000) % 10, torch.Generator().manual_seed(1)))
+    """Other synthetic digits, of the same kind as the reference."""
+    return synthetic(1000, 1)
 
 
-def fid_of(images, reference):
-    return fid(judge().read(images)[0], reference)
+def predict(images):
+    return load_digit_classifier().predict(images)[0]
 
 
 def test_fid_rises_with_every_kind_of_damage(fresh, reference):
-    clean = fid_of(fresh, reference)
-    assert clean < 3 * fid(real_sample(reference, 1000), reference)
+    clean = fid_to_reference(predict(fresh), reference)
+    assert clean < 3 * fid_to_reference(real_features(reference, 1000), reference)
     kernel = torch.ones(1, 1, 3, 3) / 9
     noise = torch.randn(fresh.shape, generator=torch.Generator().manual_seed(2))
     damaged = {
@@ -48,50 +65,50 @@ def test_fid_rises_with_every_kind_of_damage(fresh, reference):
     }
     damaged["blur"].append(F.conv2d(damaged["blur"][0] + 1, kernel, padding=1) - 1)
     for name, stages in damaged.items():
-        values = [clean, *(fid_of(images, reference) for images in stages)]
+        values = [clean, *(fid_to_reference(predict(images), reference) for images in stages)]
         assert values == sorted(values) and values[1] > 1.5 * clean, f"{name}: {values}"
 
 
-def test_fid_is_the_frechet_distance_of_gaussians(reference):
-    """|mean difference|^2 + tr(A + B - 2 (A B)^(1/2)), with numpy's eigenvalues."""
-    features = reference.features[:500].double() * 1.3 + 0.4
-    a, b = np.cov(features.numpy().T), reference.covariance.numpy()
-    root = np.sqrt(np.linalg.eigvals(a @ b).astype(complex)).real.sum()
-    distance = np.square(features.mean(0).numpy() - reference.mean.numpy()).sum()
-    assert fid(features, reference) == pytest.approx(
-        distance + np.trace(a) + np.trace(b) - 2 * root, rel=1e-3
-    )
+def test_fid_to_a_reference_is_that_of_torchmetrics(reference):
+    """Whose sums are filled in from the reference's mean and covariance; n cancels out."""
+    features, n = reference.features[:500].double() * 1.3 + 0.4, 3000
+    metric = FrechetInceptionDistance(feature=identity_extractor(64))
+    metric.real_features_num_samples += n
+    metric.real_features_sum += reference.mean * n
+    outer = n * torch.outer(reference.mean, reference.mean)
+    metric.real_features_cov_sum += reference.covariance * (n - 1) + outer
+    metric.update(features, real=False)
+    assert fid_to_reference(features, reference) == pytest.approx(metric.compute().item(), rel=1e-5)
 
 
 def test_kid_is_near_zero_for_the_same_images_and_rises(fresh, reference):
-    features = judge().read(fresh)[0]
-    same, other = kid(features, reference), kid(features + 0.5, reference)
+    features = predict(fresh)
+    same = kid_between(reference.features, features)
+    other = kid_between(reference.features, features + 0.5)
     assert abs(same) < 0.1 * other
 
 
-def test_shipped_mnist_statistics_agree_with_mnist(real_data):
-    from common.data import load_digits
-
-    shipped, test = mnist_reference(), load_digits("mnist", real_data, train=False)
-    features, _ = judge().read(test.images)
-    torch.testing.assert_close(features, shipped.features, rtol=2e-2, atol=2e-2)
-    assert torch.equal(test.labels, shipped.labels)
-    assert fid(shipped.features, shipped) < 1
+def test_stored_features_of_mnist_agree_with_mnist(real_data):
+    stored, test = mnist_reference(), load_digits("mnist", str(real_data), train=False)
+    torch.testing.assert_close(predict(test.images), stored.features, rtol=2e-2, atol=2e-2)
+    assert torch.equal(test.labels, stored.labels)
+    assert fid_to_reference(stored.features, stored) < 1
 
 
 def test_the_floor_falls_with_n():
     reference = mnist_reference()
-    assert fid(real_sample(reference, 5000), reference) < fid(real_sample(reference, 300), reference)
+    floors = [fid_to_reference(real_features(reference, n), reference) for n in (5000, 300)]
+    assert floors[0] < floors[1]
 
 
 def test_a_part_of_the_real_images_has_all_digits(reference):
-    """Drawn digits come in turns, so that every second one is even."""
-    half, whole = (fid(real_sample(reference, n), reference) for n in (500, 1000))
+    """The labels of synthetic digits alternate, so that every second one is even."""
+    half, whole = (fid_to_reference(real_features(reference, n), reference) for n in (500, 1000))
     assert half < 3 * whole
 
 
 def test_diversity_of_real_is_one_and_of_copies_zero(digits, reference):
-    features = judge().read(digits.images[:1000])[0]
+    features = predict(digits.images[:1000])
     assert diversity(features, digits.labels[:1000], reference) == pytest.approx(1, abs=0.15)
     assert diversity(features[:10].repeat(5, 1), torch.arange(10).repeat(5), reference) == pytest.approx(
         0, abs=1e-6
@@ -100,10 +117,86 @@ def test_diversity_of_real_is_one_and_of_copies_zero(digits, reference):
 
 def test_prompt_and_colour_accuracy(digits, reference):
     _, wanted, colours = balanced_prompts(700)
-    place = torch.arange(700) // 10 * 10 + wanted  # the labels run 0, 1 .. 9, 0 ..
-    images = digits.images[place]
-    right = evaluate(paint(images, colours), reference, wanted, colours)
+    indices = torch.arange(700) // 10 * 10 + wanted  # the labels run 0, 1 .. 9, 0 ..
+    images = digits.images[indices]
+    right = evaluate(colourize(images, colours), reference, wanted, colours)
     assert right["colour_accuracy"] == 1 and right["digit_accuracy"] > 0.85 and right["n"] == 700
     assert right["held_out_both_accuracy"] > 0.7 and right["fid"] > 0 and right["fid_floor"] > 0
-    wrong = evaluate(paint(images, (colours + 1) % len(COLOURS)), reference, (wanted + 1) % 10, colours)
+    wrong = evaluate(colourize(images, (colours + 1) % len(COLOURS)), reference, (wanted + 1) % 10, colours)
     assert wrong["colour_accuracy"] == 0 and wrong["digit_accuracy"] < 0.1
+
+
+# -- other data and other classifiers ------------------------------------------------------------------------
+
+
+def test_images_in_0_to_1_are_refused(digits):
+    with pytest.raises(ValueError, match=r"x_0 runs from 0\.00 to 1\.00; images must be scaled to \[-1, 1\]"):
+        reference_from_digits(replace(digits, images=(digits.images + 1) / 2))
+
+
+def test_labels_that_the_classifier_has_no_class_for_are_refused(digits):
+    letters = Digits("letters", digits.images, torch.arange(4000) % 26)
+    with pytest.raises(UserError, match="letters has the label 25, but the classifier has only 10 classes"):
+        reference_from_digits(letters)
+
+
+def test_too_few_images_for_a_covariance_are_refused(digits):
+    few = Digits("few", digits.images[:1064], digits.labels[:1064])
+    with pytest.raises(UserError, match="few has 1064 images; a covariance of 64 features needs more"):
+        reference_from_digits(few, num_validation=1000)
+    enough = Digits("enough", digits.images[:1065], digits.labels[:1065])
+    covariance = reference_from_digits(enough, num_validation=1000).covariance
+    assert torch.linalg.matrix_rank(covariance) == 64
+
+
+def test_labels_that_the_classifier_does_not_predict_are_refused(digits):
+    shuffled = digits.labels[torch.randperm(4000, generator=torch.Generator().manual_seed(0))]
+    with pytest.raises(UserError, match=r"predicts 1\d% of the labels of scrambled; it was made for other"):
+        reference_from_digits(Digits("scrambled", digits.images, shuffled))
+
+
+class ReversedClassifier(DigitClassifier):
+    """The pretrained classifier with its classes in reverse order; records how many images it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.load_state_dict(load_digit_classifier().state_dict())
+        last = self.head[2]
+        last.weight, last.bias = (nn.Parameter(p.detach().flip(0)) for p in (last.weight, last.bias))
+        self.eval().requires_grad_(False)
+        self.seen = []
+
+    def predict(self, images, batch_size=1000):
+        self.seen.append(len(images))
+        return super().predict(images, batch_size)
+
+
+def test_a_classifier_that_is_passed_in_is_used(digits):
+    """Also for data that is called "mnist", whose stored features are another classifier's."""
+    reversed_digits, classifier = Digits("mnist", digits.images, 9 - digits.labels), ReversedClassifier()
+    with pytest.raises(UserError, match="it was made for other data"):
+        reference_from_digits(reversed_digits)
+    reference = reference_for(reversed_digits, classifier)
+    assert len(reference.features) == 2000 and classifier.seen == [4000]
+    images, labels = digits.images[:500], reversed_digits.labels[:500]
+    assert evaluate(images, reference, labels, classifier=classifier)["digit_accuracy"] > 0.8
+    assert evaluate(images, reference, labels)["digit_accuracy"] < 0.1
+
+
+def test_lesson_5_measures_with_the_classifier_that_is_passed_in(digits, tmp_path, monkeypatch):
+    """In a dry run, on data of its own, without looking at the pretrained classifier."""
+    data = (
+        Digits("reversed", digits.images, 9 - digits.labels),
+        Digits("reversed", digits.images[:200], 9 - digits.labels[:200]),
+    )
+    config = lesson_5.Config(dry_run=True, device="cpu", batch_size=8, out=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="it was made for other data"):
+        lesson_5.run(config, data)
+    assert not (tmp_path / "run").exists()  # refused before anything is trained
+
+    classifier = ReversedClassifier()
+    monkeypatch.setattr(evaluation, "load_digit_classifier", lambda: pytest.fail("not the one passed in"))
+    lesson_5.run(config, data, classifier)
+    rows = read_json(tmp_path / "run" / "metrics.json")["sweep"]
+    assert [row["reference"] for row in rows] == len(lesson_5.SWEEP) * ["reversed"]
+    assert classifier.seen == [4000] + len(lesson_5.SWEEP) * [2]

@@ -1,6 +1,6 @@
-"""The published reference implementations' numbers (tests/golden/README.md), reproduced.
+"""The outputs of the published reference implementations are reproduced (tests/golden/README.md).
 
-Everything - sizes, schedules, respacings, networks - is read from the files; GOLDEN_DIR names another folder.
+Sizes, schedules, respacings and networks are read from the files; GOLDEN_DIR names another folder.
 """
 
 import math
@@ -11,20 +11,20 @@ import pytest
 import torch
 
 from lesson_01_ddpm import diffusion as lesson_01_diffusion
-from lesson_01_ddpm.diffusion import GaussianDiffusion, ddpm_sample, linear_betas, loss_simple
+from lesson_01_ddpm.diffusion import GaussianDiffusion, clamp_x_0, ddpm_sample, linear_betas, loss_simple
 from lesson_02_improved_ddpm import ddim, variational_bound
-from lesson_02_improved_ddpm.ddim import ddim_mean_sigma, ddim_next, ddim_sample
+from lesson_02_improved_ddpm.ddim import ddim_mean_sigma, ddim_reverse_step, ddim_sample
 from lesson_02_improved_ddpm.schedules import cosine_betas, space_timesteps
 from lesson_02_improved_ddpm.variational_bound import (
     learned_range,
     loss_hybrid,
     loss_vlb,
-    prior_bits,
-    vb_terms_bits,
+    prior_bpd,
+    vb_terms_bpd,
 )
-from lesson_03_adm.classifier_guidance import guide_mean, guide_noise
-from lesson_03_adm.published import adm_from_published
-from lesson_04_text_conditioning.published import glide_from_published
+from lesson_03_adm.classifier_guidance import condition_mean, condition_score
+from lesson_03_adm.openai_checkpoints import adm_from_openai
+from lesson_04_text_conditioning.openai_checkpoints import glide_from_openai
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
 from tests.conftest import golden_arrays, golden_json
 
@@ -64,7 +64,7 @@ class OneStep:
         self.diffusion = GaussianDiffusion(SCHEDULES[settings["schedule"]](settings["num_timesteps"]))
         first = settings["prior_first_half_of"]
         half = GaussianDiffusion(SCHEDULES[first["schedule"]](first["num_timesteps"]))
-        self.half = half.keep(range(first["num_timesteps"] // 2))
+        self.half = half.respace(range(first["num_timesteps"] // 2))
         self.x_0, self.t, self.noise = (self.golden[k] for k in ("x_0", "t", "noise"))
         self.output = self.golden["model_output"]
         self.x_t = self.golden["x_t"]
@@ -72,8 +72,8 @@ class OneStep:
     def network(self, x_t, t):
         return self.output
 
-    def reverse(self, bound):
-        return self.diffusion.p_mean_variance(self.output, self.x_t, self.t, learned_range, bound)
+    def reverse(self, denoised_fn):
+        return self.diffusion.p_mean_variance(self.output, self.x_t, self.t, learned_range, denoised_fn)
 
     def check(self, ours, name, tolerance=2e-5, scale=1.0):
         golden = self.golden[name]
@@ -94,13 +94,13 @@ def test_forward_and_posterior(one_step):
     s, d = one_step, one_step.diffusion
     s.check(d.q_sample(s.x_0, s.t, s.noise), "x_t")
     s.check(d.q_posterior_mean(s.x_0, s.x_t, s.t), "posterior_mean")
-    s.check(d.at(d.beta_tilde, s.t, s.x_t).expand_as(s.x_t), "posterior_variance")
-    s.check(d.at(d.posterior_log_variance, s.t, s.x_t).expand_as(s.x_t), "posterior_log_variance")
+    s.check(d.extract(d.beta_tilde, s.t, s.x_t).expand_as(s.x_t), "posterior_variance")
+    s.check(d.extract(d.posterior_log_variance, s.t, s.x_t).expand_as(s.x_t), "posterior_log_variance")
 
 
-@pytest.mark.parametrize("kind, bound", [("clipped", lesson_01_diffusion.clip), ("unclipped", None)])
-def test_reverse_gaussian(one_step, kind, bound):
-    s, p = one_step, one_step.reverse(bound)
+@pytest.mark.parametrize("kind, denoised_fn", [("clipped", clamp_x_0), ("unclipped", None)])
+def test_reverse_gaussian(one_step, kind, denoised_fn):
+    s, p = one_step, one_step.reverse(denoised_fn)
     s.check(p.mean, f"p_mean_{kind}")
     s.check(p.log_variance, f"p_log_variance_{kind}")
     s.check(p.x_0, f"pred_x_0_{kind}", scale=s.diffusion.alpha_bar[s.t].rsqrt().float())
@@ -108,7 +108,7 @@ def test_reverse_gaussian(one_step, kind, bound):
 
 def test_losses_and_bound(one_step):
     s, d = one_step, one_step.diffusion
-    bits = vb_terms_bits(d, s.output, s.x_0, s.x_t, s.t)
+    bits = vb_terms_bpd(d, s.output, s.x_0, s.x_t, s.t)
     s.check(bits, "vb_terms_bits")
     s.check(d.num_timesteps / 1000 * bits, "loss_vlb_scaled")
     s.check(loss_simple(d, s.network, s.x_0, s.t, s.noise), "loss_simple")
@@ -125,36 +125,36 @@ def test_bound_only_loss(one_step):
 @pytest.mark.parametrize("name", ["prior_bits", "prior_bits_first_half"])
 def test_prior(one_step, name):
     process = one_step.half if name.endswith("first_half") else one_step.diffusion
-    torch.testing.assert_close(prior_bits(process, one_step.x_0), one_step.golden[name], rtol=0.02, atol=1e-6)
+    torch.testing.assert_close(prior_bpd(process, one_step.x_0), one_step.golden[name], rtol=0.02, atol=1e-6)
 
 
 def test_ancestral_step(one_step):
-    s, p = one_step, one_step.reverse(lesson_01_diffusion.clip)
+    s, p = one_step, one_step.reverse(clamp_x_0)
     noise = s.golden["step_noise"] * (s.t > 0).view(-1, 1, 1, 1)
     s.check(p.mean + (0.5 * p.log_variance).exp() * noise, "ancestral_step")
 
 
 @pytest.mark.parametrize("name", [k for k in golden_arrays("one_step") if k.startswith("ddim_step_eta_")])
 def test_ddim_step(one_step, name):
-    s, x_0 = one_step, one_step.reverse(lesson_01_diffusion.clip).x_0
+    s, x_0 = one_step, one_step.reverse(clamp_x_0).x_0
     mean, sigma = ddim_mean_sigma(s.diffusion, s.x_t, s.t, x_0, eta=float(name.rsplit("_", 1)[1]))
     s.check(mean + sigma * s.golden["step_noise"] * (s.t > 0).view(-1, 1, 1, 1), name, tolerance=5e-5)
 
 
 def test_reverse_ddim_step(one_step):
-    s, x_0 = one_step, one_step.reverse(lesson_01_diffusion.clip).x_0
-    s.check(ddim_next(s.diffusion, s.x_t, s.t, x_0), "ddim_reverse_step", tolerance=5e-5)
+    s, x_0 = one_step, one_step.reverse(clamp_x_0).x_0
+    s.check(ddim_reverse_step(s.diffusion, s.x_t, s.t, x_0), "ddim_reverse_step", tolerance=5e-5)
 
 
 def test_classifier_guidance_of_the_mean(one_step):
-    s, p = one_step, one_step.reverse(lesson_01_diffusion.clip)
-    guide = guide_mean(lambda x_t, t: s.golden["cond_grad"])
-    s.check(guide(s.diffusion, p, s.x_t, s.t), "classifier_guided_mean")
+    s, p = one_step, one_step.reverse(clamp_x_0)
+    mean_fn = condition_mean(lambda x_t, t: s.golden["cond_grad"])
+    s.check(mean_fn(s.diffusion, p, s.x_t, s.t), "classifier_guided_mean")
 
 
 def test_classifier_guidance_of_the_ddim_score(one_step):
     s = one_step
-    eps = guide_noise(s.diffusion, s.network, lambda x_t, t: s.golden["cond_grad"])(s.x_t, s.t)
+    eps = condition_score(s.diffusion, s.network, lambda x_t, t: s.golden["cond_grad"])(s.x_t, s.t)
     x_0 = s.diffusion.x_0_from_noise(s.x_t, s.t, eps)
     scale = s.diffusion.alpha_bar[s.t].rsqrt().float()
     s.check(x_0, "classifier_guided_ddim_pred_x_0", scale=scale)
@@ -168,16 +168,16 @@ class Trajectory:
         self.golden = golden_arrays("trajectory")
         self.full = GaussianDiffusion(SCHEDULES[settings["schedule"]](settings["num_timesteps"]))
         kept = space_timesteps(settings["num_timesteps"], settings["respacing"])
-        self.diffusion = self.full.keep(kept)
+        self.diffusion = self.full.respace(kept)
 
     def network(self, x, t):
-        """The .json's: eps = sqrt(1 - alphas_cumprod[t]) x + 0.1 cos(pi t / T), v = tanh(0.2 x)."""
+        """Return eps = sqrt(1 - alphas_cumprod[t]) x + 0.1 cos(pi t / T), v = tanh(0.2 x): see the .json."""
         one_minus = (1 - self.full.alpha_bar[t]).sqrt().float().view(-1, 1, 1, 1)
         wave = 0.1 * torch.cos(math.pi * t.float() / self.full.num_timesteps).view(-1, 1, 1, 1)
         return torch.cat([one_minus * x + wave, torch.tanh(0.2 * x)], 1)
 
     def replay(self, monkeypatch, module):
-        """Let the module's code draw the golden noises, one after the other."""
+        """Let the module's code draw the noise of the reference, step by step."""
         noises = iter(self.golden["step_noises"])
         monkeypatch.setattr(module, "gaussian_noise", lambda x, generator: next(noises))
 
@@ -194,7 +194,7 @@ def close(ours, golden):
 def test_ancestral_trajectory(trajectory, monkeypatch):
     trajectory.replay(monkeypatch, lesson_01_diffusion)
     *_, last = ddpm_sample(
-        trajectory.diffusion, trajectory.network, trajectory.golden["x_T"], log_variance=learned_range
+        trajectory.diffusion, trajectory.network, trajectory.golden["x_T"], log_variance_fn=learned_range
     )
     close(last.x_prev, trajectory.golden["ancestral_sample"])
 
@@ -210,12 +210,13 @@ def test_whole_bound(trajectory, monkeypatch):
     ours = variational_bound.variational_bound(
         trajectory.diffusion, trajectory.network, trajectory.golden["x_0"]
     )
-    for name in ("vb_bits", "x_0_mse", "eps_mse", "total_bits", "prior_bits"):
-        close(getattr(ours, name), trajectory.golden[name])
+    names = {"vb_bits": ours.vb_bpd, "total_bits": ours.total_bpd, "prior_bits": ours.prior_bpd}
+    for name, values in (names | {"x_0_mse": ours.x_0_mse, "eps_mse": ours.eps_mse}).items():
+        close(values, trajectory.golden[name])
 
 
 def published_weights(parameters):
-    """A state dict in the published layout, each weight a function of its name (tests/golden/README.md)."""
+    """Return a published state dict, each weight a function of its name (tests/golden/README.md)."""
     weights = {}
     for name, shape in parameters.items():
         w = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
@@ -233,31 +234,31 @@ def test_network(name):
     settings, golden = golden_json(name), golden_arrays(name)
     weights, inputs = published_weights(settings["parameters"]), [golden["in_x"], golden["in_timesteps"]]
     if settings["kind"] == "adm":
-        network = adm_from_published(settings["config"], weights)
+        network = adm_from_openai(settings["config"], weights)
         output = network(*inputs, golden["in_y"]) if "in_y" in golden else network(*inputs)
     else:
-        network = glide_from_published(settings["config"], weights)
-        seen = {"image": "in_inpaint_image", "mask": "in_inpaint_mask", "low_res": "in_low_res"}
-        seen = {ours: golden[theirs] for ours, theirs in seen.items() if theirs in golden}
-        output = network(*inputs, network.encode_text(golden["in_tokens"], golden["in_mask"]), **seen)
+        network = glide_from_openai(settings["config"], weights)
+        names = ("inpaint_image", "inpaint_mask", "low_res")
+        unet_kwargs = {name: golden[f"in_{name}"] for name in names if f"in_{name}" in golden}
+        output = network(*inputs, network.encode_text(golden["in_tokens"], golden["in_mask"]), **unet_kwargs)
     torch.testing.assert_close(output, golden["output"], rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in golden_json("networks") if name.startswith("adm")])
-def test_queries_keys_and_values_of_all_heads_are_dealt_to_the_heads(name):
-    """With `use_new_attention_order` published rows of a qkv layer are cut into three, then into heads."""
+def test_qkv_rows_of_the_new_attention_order_are_grouped_by_head(name):
+    """With `use_new_attention_order` the rows of a qkv layer are split into q, k and v, then into heads."""
     settings = golden_json(name)
     weights = published_weights(settings["parameters"])
-    as_published = adm_from_published(settings["config"], weights).state_dict()
-    turned = adm_from_published(settings["config"] | {"use_new_attention_order": True}, weights).state_dict()
+    legacy = adm_from_openai(settings["config"], weights).state_dict()
+    reordered = adm_from_openai(settings["config"] | {"use_new_attention_order": True}, weights).state_dict()
     width = settings["config"].get("num_head_channels", -1)
-    for key, old in as_published.items():
+    for key, old in legacy.items():
         if "qkv" not in key:
-            assert torch.equal(turned[key], old)
+            assert torch.equal(reordered[key], old)
             continue
         heads = len(old) // 3 // width if width > 0 else settings["config"].get("num_heads", 1)
         q_k_v = [part.chunk(heads) for part in old.chunk(3)]
-        for ours, theirs in zip(turned[key].chunk(heads), zip(*q_k_v)):
+        for ours, theirs in zip(reordered[key].chunk(heads), zip(*q_k_v)):
             assert torch.equal(ours, torch.cat(theirs))
 
 
@@ -268,6 +269,6 @@ def test_glide_tokens(gpt2_vocabulary):
     assert (tokenizer.vocab_size, tokenizer.padding_id) == (golden["n_vocab"], golden["end_token"])
     for row in golden["rows"]:
         tokens, mask = tokenizer.encode([row["text"]])
-        assert tokenizer.pieces(row["text"]) == row["tokens"]
+        assert tokenizer.token_ids(row["text"]) == row["tokens"]
         assert tokens[0].tolist() == row["padded"]
         assert mask.sum() == row["length"]

@@ -1,15 +1,15 @@
-"""Lesson 2, continued: t by importance, the bound of a data set, DDIM backwards, latent interpolation."""
+"""Lesson 2: importance sampling of t, the VLB of a data set, DDIM inversion, interpolation."""
 
 import pytest
 import torch
 from torch import nn
 
-from common.data import to_float
+from common.images import to_float
 from lesson_01_ddpm.diffusion import GaussianDiffusion, fixed_large, fixed_small
 from lesson_02_improved_ddpm.ddim import ddim_invert, ddim_sample, slerp
-from lesson_02_improved_ddpm.importance_sampling import ImportanceSampled
+from lesson_02_improved_ddpm.importance_sampling import ImportanceSampledLoss
 from lesson_02_improved_ddpm.schedules import cosine_betas
-from lesson_02_improved_ddpm.variational_bound import bits_per_dim, loss_vlb, variational_bound, vb_terms_bits
+from lesson_02_improved_ddpm.variational_bound import bits_per_dim, loss_vlb, variational_bound, vb_terms_bpd
 from tests.test_training import assert_same, final_state, run_line
 
 NUM_TIMESTEPS = 20
@@ -21,7 +21,7 @@ def diffusion():
 
 
 class KnownLoss:
-    """At t the loss is (t + 1)^2 with a bit of noise, whatever the image."""
+    """A loss of (t + 1)^2 with a bit of noise for every image."""
 
     def __init__(self):
         self.drawn = []
@@ -33,7 +33,7 @@ class KnownLoss:
 
 def warm(diffusion, **settings):
     torch.manual_seed(0)
-    loss = ImportanceSampled(KnownLoss(), diffusion, **settings)
+    loss = ImportanceSampledLoss(KnownLoss(), diffusion, **settings)
     while loss.counts.min() < loss.losses.shape[1]:
         loss(None, torch.zeros(500, 1, 1, 1))
     loss.loss.drawn.clear()
@@ -61,7 +61,7 @@ def test_importance_sampling_changes_the_noise_of_the_mean_but_not_the_mean(diff
 
 
 def test_t_is_uniform_until_the_history_is_full_and_in_validation(diffusion):
-    loss = ImportanceSampled(KnownLoss(), diffusion)
+    loss = ImportanceSampledLoss(KnownLoss(), diffusion)
     torch.testing.assert_close(loss.probabilities(), torch.full_like(loss.probabilities(), 1 / NUM_TIMESTEPS))
     with torch.no_grad():
         loss(None, torch.zeros(5000, 1, 1, 1))
@@ -71,13 +71,13 @@ def test_t_is_uniform_until_the_history_is_full_and_in_validation(diffusion):
 
 
 def test_the_history_holds_the_last_ten(diffusion):
-    loss = ImportanceSampled(KnownLoss(), diffusion)
-    loss.remember(torch.zeros(13, dtype=torch.int64), torch.arange(13.0))
+    loss = ImportanceSampledLoss(KnownLoss(), diffusion)
+    loss.update_history(torch.zeros(13, dtype=torch.int64), torch.arange(13.0))
     assert sorted(loss.losses[0].tolist()) == [float(i) for i in range(3, 13)]
 
 
-class Remembering(nn.Module):
-    """A loss whose value depends on all the batches it has seen."""
+class StatefulLoss(nn.Module):
+    """A loss whose value depends on all batches before."""
 
     def __init__(self):
         super().__init__()
@@ -89,25 +89,25 @@ class Remembering(nn.Module):
         return (network(x) - y - self.seen / 1000).square().mean(1)
 
 
-def test_a_loss_that_remembers_is_resumed_bit_for_bit(tmp_path):
-    run_line(tmp_path / "whole", Remembering(), steps=40, checkpoint_every=20)
-    run_line(tmp_path / "cut", Remembering(), steps=20, checkpoint_every=20)
+def test_a_stateful_loss_is_resumed_bit_for_bit(tmp_path):
+    run_line(tmp_path / "whole", StatefulLoss(), steps=40, checkpoint_every=20)
+    run_line(tmp_path / "cut", StatefulLoss(), steps=20, checkpoint_every=20)
     halfway = final_state(tmp_path / "cut" / "run")
     assert halfway["loss"]["seen"] > 0
-    # The same schedule, interrupted: the first half of the whole run, gone on with a fresh loss.
+    # The same schedule, interrupted: the first half of the whole run, continued with a fresh loss.
     whole = tmp_path / "whole" / "run"
     end = final_state(whole)
     for file in (whole / "checkpoints").glob("step_0000040.*"):
         file.unlink()
-    run_line(tmp_path / "whole", Remembering(), steps=40, checkpoint_every=20, resume=str(whole), out=None)
+    run_line(tmp_path / "whole", StatefulLoss(), steps=40, checkpoint_every=20, resume=str(whole), out=None)
     assert_same(final_state(whole), end)
 
 
-# -- the bound of a data set ------------------------
+# -- the VLB of a data set ------------------------
 
 
 def gaussian_denoiser(process, mean=0.3, std=0.2):
-    """Exact for data whose values are independent N(mean, std^2)."""
+    """Return the exact denoiser of data whose values are independent N(mean, std^2)."""
 
     def denoiser(x_t, t):
         a = process.alpha_bar[t].view(-1, 1, 1, 1)
@@ -117,49 +117,52 @@ def gaussian_denoiser(process, mean=0.3, std=0.2):
 
 
 @pytest.mark.parametrize("log_variance", [fixed_small, fixed_large])
-def test_the_estimate_of_the_bound_agrees_with_the_sum(diffusion, log_variance):
+def test_the_estimate_of_the_vlb_agrees_with_the_sum(diffusion, log_variance):
     generator = torch.Generator().manual_seed(0)
     x = (0.3 + 0.2 * torch.randn(400, 1, 4, 4, generator=generator)).clamp(-1, 1)
     x_0 = to_float((x * 127.5 + 127.5).round().byte())
     denoiser = gaussian_denoiser(diffusion)
     whole = variational_bound(diffusion, denoiser, x_0, generator, log_variance)
     estimate = bits_per_dim(diffusion, denoiser, x_0.split(100), 20, generator, log_variance)
-    error = estimate.bits_per_dim - whole.total_bits.mean().item()
+    error = estimate.bits_per_dim - whole.total_bpd.mean().item()
     assert abs(error) < 4 * estimate.bits_per_dim_error and estimate.bits_per_dim_error < 0.1
     # No code can be shorter than the entropy of the data.
     entropy = 0.5 * torch.tensor(2 * torch.pi * torch.e * (0.2 * 127.5) ** 2).log2().item()
-    assert whole.total_bits.mean().item() > entropy - 0.02
+    assert whole.total_bpd.mean().item() > entropy - 0.02
 
 
-def test_vlb_loss_is_the_bound(diffusion):
+def test_loss_vlb_is_the_vlb(diffusion):
     torch.manual_seed(0)
-    x_0, noise = to_float(torch.randint(256, (NUM_TIMESTEPS, 1, 4, 4))), torch.randn(NUM_TIMESTEPS, 1, 4, 4)
+    x_0, noise = (
+        to_float(torch.randint(256, (NUM_TIMESTEPS, 1, 4, 4)).byte()),
+        torch.randn(NUM_TIMESTEPS, 1, 4, 4),
+    )
     t, output = torch.arange(NUM_TIMESTEPS), torch.randn(NUM_TIMESTEPS, 2, 4, 4)
-    terms = vb_terms_bits(diffusion, output, x_0, diffusion.q_sample(x_0, t, noise), t)
+    terms = vb_terms_bpd(diffusion, output, x_0, diffusion.q_sample(x_0, t, noise), t)
     loss = loss_vlb(diffusion, lambda x_t, t: output, x_0, t, noise)
     assert loss.mean().item() == pytest.approx(terms.sum().item(), rel=1e-5)
 
 
-# -- DDIM backwards, and between two noises ------------------------
+# -- DDIM inversion and interpolation ------------------------
 
 
 def test_inversion_is_undone_by_sampling_the_better_the_more_steps():
-    process = GaussianDiffusion(cosine_betas(4000)).keep(range(3900))
+    process = GaussianDiffusion(cosine_betas(4000)).respace(range(3900))
     denoiser = gaussian_denoiser(process)
     image = torch.linspace(-0.5, 0.9, 9).view(9, 1, 1, 1)
     errors = []
     for n in (100, 200):
-        few = process.evenly(n)
-        x_T = ddim_invert(few, denoiser, image, bound=None)
-        *_, last = ddim_sample(few, denoiser, x_T, bound=None)
+        few = process.respace_evenly(n)
+        x_T = ddim_invert(few, denoiser, image, denoised_fn=None)
+        *_, last = ddim_sample(few, denoiser, x_T, denoised_fn=None)
         errors.append((last.x_t - image).abs().max().item())  # at the smallest noise level, the image's
     assert errors[1] < 0.03 and errors[0] / errors[1] == pytest.approx(2, abs=0.4)
 
 
-def test_slerp_keeps_the_strength_of_noise():
+def test_slerp_keeps_the_standard_deviation_of_noise():
     a, b = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     between = slerp(a, b, torch.linspace(0, 1, 5))
     torch.testing.assert_close(between[0], a)
     torch.testing.assert_close(between[-1], b, rtol=0, atol=1e-5)
-    assert between.flatten(1).std(1).sub(1).abs().max() < 0.03  # the plain mean: 0.71
+    assert between.flatten(1).std(1).sub(1).abs().max() < 0.03  # of the arithmetic mean: 0.71
     torch.testing.assert_close(slerp(a, a, torch.tensor([0.5]))[0], a, rtol=1e-4, atol=1e-4)

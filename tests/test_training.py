@@ -1,7 +1,8 @@
-"""The training loop: resuming, stopping, guarding, averaging, writing."""
+"""The training loop: resuming, signals, callbacks, learning-rate multipliers, averaging, files."""
 
 import copy
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -10,18 +11,27 @@ import time
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
-from common import runs
-from common.command import UserError
-from common.runs import Run, load_weights, read_json, read_metrics, saved_config, write_atomically
-from common.stop_signals import StopSignals
-from common.training import EMA, OPTIMIZERS, TrainConfig, Trainer, learning_rate_factor, train
+from common import device as machine
+from common.errors import UserError
+from common.files import read_json, write_atomically
+from common.training.checkpoints import find_training_state, load_weights
+from common.training.config import TrainConfig
+from common.training.metrics_csv import read_metrics
+from common.training.optim import EMA, OPTIMIZERS, learning_rate_factor, parameter_groups
+from common.training.run_dir import Recorder, RunDir, saved_config
+from common.training.stop_signals import StopSignals
+from common.training.train import train
+from common.training.trainer import Callback, Trainer
 from tests.conftest import ROOT
 
 
 class Line:
     """Points on a line with noise."""
+
+    name = "line"
 
     def __len__(self):
         return 64
@@ -35,12 +45,16 @@ def squared(network, x, y):
     return (network(x) - y).square().mean(1)
 
 
+def line_network():
+    return nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.2), nn.Linear(16, 16), nn.Linear(16, 1))
+
+
 def run_line(tmp_path, loss=squared, **settings):
     config = TrainConfig(**{"out": str(tmp_path / "run"), "device": "cpu", "batch_size": 8, **settings})
-    run = Run("lesson_test", config, "line")
+    run = RunDir("lesson_test", config, "line")
     torch.manual_seed(config.seed)
-    network = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.2), nn.Linear(16, 16), nn.Linear(16, 1))
-    return run, train(network, loss, Line(), config, run, Line().batch(torch.arange(8)))
+    validation = Line().batch(torch.arange(8))
+    return run, train(line_network(), loss, Line(), config, run=run, validation=validation)
 
 
 def final_state(folder):
@@ -49,7 +63,7 @@ def final_state(folder):
 
 
 def assert_same(a, b):
-    """Equal bit for bit, through all nesting."""
+    """Equal bit for bit, through all nesting, except for the time."""
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         for key in a:
@@ -61,6 +75,9 @@ def assert_same(a, b):
             assert_same(x, y)
     else:
         assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+# -- resuming ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -86,17 +103,18 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, optimizer):
     assert steps == list(range(1, 41))  # no row twice, none missing
 
 
-def test_moments_are_put_in_memory_as_the_weights_lie_that_they_belong_to():
-    """A run with channels last goes on where one without has stopped, and takes the same step."""
+def test_optimizer_state_gets_the_memory_format_of_the_weights():
+    """A run with channels last continues from a state without, and takes the same step."""
 
-    class Pictures(Line):
+    class Images(Line):
         def batch(self, indices):
             return torch.randn(len(indices), 2, 5, 5), torch.randn(len(indices), 1)
 
-    def trainer(order):
+    def trainer(memory_format):
         torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(27, 1)).to(memory_format=order)
-        return Trainer(network, squared, Pictures(), TrainConfig(device="cpu"), None, None, {}, None)
+        network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(27, 1))
+        network = network.to(memory_format=memory_format)
+        return Trainer(network, squared, Images(), TrainConfig(device="cpu"))
 
     first, last = trainer(torch.contiguous_format), trainer(torch.channels_last)
     first.train_step(0)
@@ -109,8 +127,8 @@ def test_moments_are_put_in_memory_as_the_weights_lie_that_they_belong_to():
         assert state["exp_avg"].stride() == weight.stride()
 
 
-def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_old_way(tmp_path):
-    """Stopped again before the step where it had been, it goes on where it was stopped."""
+def test_a_run_resumed_from_an_older_checkpoint_replaces_the_later_ones(tmp_path):
+    """Stopped again before the step that it had reached, it continues from where it was stopped."""
     run, _ = run_line(tmp_path, steps=40, checkpoint_every=20)
     older = run.folder / "checkpoints" / "step_0000020.pt"
 
@@ -123,41 +141,35 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_old_way(tmp_path
     run_line.steps = 20
     with pytest.raises(SystemExit):
         run_line(tmp_path, stopped, steps=40, checkpoint_every=20, resume=str(older), out=None)
-    assert runs.find_state(str(run.folder)).name == "step_0000026.pt"
+    assert find_training_state(str(run.folder)).name == "step_0000026.pt"
     assert [row["step"] for row in read_metrics(run.folder / "metrics.csv")][-1] == 26
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+def test_a_state_that_does_not_fit_is_refused(tmp_path):
+    run, _ = run_line(tmp_path, steps=2)
+    with pytest.raises(UserError, match=r"--resume: the saved state does not fit these settings \(.*param"):
+        run_line(tmp_path, steps=4, resume=str(run.folder), out=None, optimizer="muon")
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
         run_line(tmp_path, steps=1)
     (tmp_path / "run" / "thesis.txt").unlink()
     run_line(tmp_path, steps=1)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         run_line(tmp_path, steps=1)
 
 
 SCRIPT = f"""
-import runpy, common.data, common.training
-common.data.NUM_DRAWN = 3000
-common.training.TrainConfig.at_most = lambda config, n: min(n, 2)  # pictures, as in a dry run
+import runpy, common.digits.mnist, common.training.config
+common.digits.mnist.NUM_SYNTHETIC = 3000
+common.training.config.TrainConfig.dry_run_cap = lambda config, n: min(n, 2)  # samples, as in a dry run
 runpy.run_path("{ROOT}/lesson_01_ddpm/train_mnist.py", run_name="__main__")
 """
-SMALL = [
-    "--dataset",
-    "drawn",
-    "--batch-size",
-    "4",
-    "--num-eval",
-    "2",
-    "--sample-steps",
-    "2",
-    "--eval-steps",
-    "2",
-    "--device",
-    "cpu",
-]
+SMALL = ["--dataset", "synthetic", "--batch-size", "4", "--num-eval", "2", "--sample-steps", "2"]
+SMALL += ["--eval-steps", "2", "--device", "cpu"]
 
 
 def test_kill_9_and_resume_bit_for_bit(tmp_path):
@@ -176,7 +188,8 @@ def test_kill_9_and_resume_bit_for_bit(tmp_path):
         time.sleep(0.005)
     cut.send_signal(signal.SIGKILL)
     cut.communicate()
-    assert whole.communicate()[1] is not None and whole.returncode == 0
+    _, err = whole.communicate()
+    assert whole.returncode == 0, err
     assert not (tmp_path / "cut" / "checkpoints" / "step_0000008.pt").exists(), (
         "killed too late to show anything"
     )
@@ -187,9 +200,12 @@ def test_kill_9_and_resume_bit_for_bit(tmp_path):
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "cut"))
 
 
-def test_sigterm_saves_and_says_how_to_go_on(tmp_path, capsys):
+# -- signals and errors --------------------------------------------------------------------------------------
+
+
+def test_sigterm_saves_and_tells_how_to_continue(tmp_path, capsys):
     def terminated(network, x, y):
-        os.kill(os.getpid(), signal.SIGTERM)  # and once more at the validation: its echo
+        os.kill(os.getpid(), signal.SIGTERM)  # and once more at the validation: a duplicate
         return squared(network, x, y)
 
     with pytest.raises(SystemExit) as stop:
@@ -200,8 +216,8 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path, capsys):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_second_ctrl_c_ends_all(monkeypatch):
-    monkeypatch.setattr(StopSignals, "ECHO", 0)
+def test_a_second_ctrl_c_ends_at_once(monkeypatch):
+    monkeypatch.setattr(StopSignals, "DUPLICATE_WINDOW_S", 0)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores the signal
     try:
         with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
@@ -213,7 +229,7 @@ def test_a_second_ctrl_c_ends_all(monkeypatch):
         signal.signal(signal.SIGINT, before)
 
 
-def test_nan_stops_and_names_step_and_checkpoint(tmp_path):
+def test_a_loss_of_nan_stops_and_names_step_and_checkpoint(tmp_path):
     calls = []
 
     def breaks(network, x, y):
@@ -225,19 +241,195 @@ def test_nan_stops_and_names_step_and_checkpoint(tmp_path):
     assert all(p.isfinite().all() for p in final_state(tmp_path / "run")["network"].values())
 
 
-def test_the_newest_two_and_the_best_are_kept(tmp_path):
+# -- callbacks -----------------------------------------------------------------------------------------------
+
+
+class Events(Callback):
+    """Records what it is called with."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_start(self, trainer):
+        self.seen.append(("start", trainer.step))
+
+    def on_log(self, trainer, row):
+        self.seen.append(("log", row["step"]))
+        self.columns = set(row)
+
+    def on_checkpoint(self, trainer, row, stopping):
+        self.seen.append(("checkpoint", row["step"], stopping, math.isfinite(row["validation_loss"])))
+
+    def on_stop(self, trainer):
+        self.seen.append(("stop", trainer.step))
+
+
+def trainer_of_line(loss=squared, validation=None, state=None, callbacks=(), lr_scales=None, **settings):
+    config = TrainConfig(device="cpu", batch_size=8, **settings)
+    torch.manual_seed(0)
+    return Trainer(
+        line_network(),
+        loss,
+        Line(),
+        config,
+        validation=validation,
+        state=state,
+        callbacks=callbacks,
+        lr_scales=lr_scales,
+        quiet=True,
+    )
+
+
+def test_a_callback_sees_every_step_and_the_checkpoints_that_are_due():
+    events, others = Events(), Events()
+    validation = Line().batch(torch.arange(8))
+    trainer = trainer_of_line(steps=5, checkpoint_every=2, validation=validation, callbacks=[events, others])
+    trainer.fit()
+    assert events.seen == others.seen
+    assert events.seen == [
+        ("start", 0),
+        ("log", 1),
+        ("log", 2),
+        ("checkpoint", 2, False, True),
+        ("log", 3),
+        ("log", 4),
+        ("checkpoint", 4, False, True),
+        ("log", 5),
+        ("checkpoint", 5, False, True),
+    ]
+    # The row of a checkpoint, which step 5 is, has its validation loss.
+    columns = {"step", "minutes", "loss", "grad_norm", "learning_rate", "images_per_second"}
+    assert events.columns == columns | {"validation_loss"}
+    later = Events()
+    trainer_of_line(steps=6, state=trainer.state(), callbacks=[later]).fit()
+    assert later.seen == [("start", 5), ("log", 6), ("checkpoint", 6, False, False)]  # no validation data
+
+
+def test_a_callback_is_told_that_a_signal_stops_the_run():
+    def interrupted(network, x, y):
+        if trainer.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return squared(network, x, y)
+
+    events = Events()
+    trainer = trainer_of_line(interrupted, steps=100, checkpoint_every=2, callbacks=[events])
+    with pytest.raises(SystemExit) as stop:
+        trainer.fit()
+    assert stop.value.code == 128 + signal.SIGINT
+    assert events.seen[-4:] == [
+        ("checkpoint", 2, False, False),
+        ("log", 3),
+        ("checkpoint", 3, True, False),
+        ("stop", 3),
+    ]
+
+
+def test_a_signal_without_callbacks_is_a_keyboard_interrupt():
+    def interrupted(network, x, y):
+        signal.raise_signal(signal.SIGINT)
+        return squared(network, x, y)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of_line(interrupted, steps=100).fit()
+
+
+@pytest.mark.parametrize("preview_every, steps", [(None, [4, 8, 9]), (3, [3, 6, 9])])
+def test_previews_at_checkpoints_or_every_so_many_steps(tmp_path, preview_every, steps):
+    shown = []
+
+    def preview(network):
+        shown.append(network)
+        return Figure()
+
+    config = TrainConfig(out=str(tmp_path / "run"), device="cpu", batch_size=8, steps=9, checkpoint_every=4)
+    recorder = Recorder(RunDir("lesson_test", config, "line"), {}, preview, preview_every)
+    trainer = Trainer(line_network(), squared, Line(), config, callbacks=[recorder], quiet=True)
+    trainer.fit()
+    names = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert names == [f"step_{step:07d}.png" for step in steps]
+    assert all(network is trainer.ema.network for network in shown)
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_a_preview(tmp_path):
+    def interrupted(network, x, y):
+        signal.raise_signal(signal.SIGINT)
+        return squared(network, x, y)
+
+    config = TrainConfig(out=str(tmp_path / "run"), device="cpu", batch_size=8, steps=9)
+    recorder = Recorder(RunDir("lesson_test", config, "line"), {}, lambda network: Figure())
+    with pytest.raises(SystemExit):
+        Trainer(line_network(), interrupted, Line(), config, callbacks=[recorder], quiet=True).fit()
+    assert (tmp_path / "run" / "checkpoints" / "step_0000001.pt").exists()
+    assert list((tmp_path / "run" / "samples").iterdir()) == []
+
+
+# -- learning rates and averages -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.0, 3.0])
+def test_lr_scales_multiply_the_rate_of_exactly_the_named_parameters(scale):
+    """Without weight decay, AdamW's first step has the length of the learning rate in every coordinate."""
+    trainer = trainer_of_line(lr_scales={"2.": scale}, steps=10, learning_rate=1e-3)
+    for group in trainer.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    trainer.train_step(0.0)
+    rate = 1e-3 * learning_rate_factor(0, 0.0)
+    for name, parameter in trainer.network.named_parameters():
+        step = (parameter.detach() - before[name]).abs().max().item()
+        assert step == pytest.approx(rate * (scale if name.startswith("2.") else 1), rel=2e-2), name
+
+
+def test_every_parameter_is_in_one_group():
+    network = line_network()
+    groups = parameter_groups(network, {"0.": 0.5, "2.bias": 0.5, "3.": 2.0})
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters())) == len(scales)
+    assert {name: scales[id(p)] for name, p in network.named_parameters()} == {
+        "0.weight": 0.5,
+        "0.bias": 0.5,
+        "2.weight": 1.0,
+        "2.bias": 0.5,
+        "3.weight": 2.0,
+        "3.bias": 2.0,
+    }
+
+
+def test_a_prefix_that_no_parameter_has_is_an_error():
+    with pytest.raises(ValueError, match=r"no parameter's name starts with 'text_encoder\.'"):
+        parameter_groups(line_network(), {"text_encoder.": 0.03})
+    with pytest.raises(ValueError, match=r"no parameter's name starts with 'text_encoder\.'"):
+        train(line_network(), squared, Line(), TrainConfig(device="cpu"), lr_scales={"text_encoder.": 0.03})
+
+
+def test_ema_starts_as_a_plain_average_and_ends_at_its_decay():
+    network = nn.Linear(1, 1, bias=False)
+    ema = EMA(network, decay=0.9)
+    average = network.weight.item()
+    for step, value in enumerate([5.0, -1.0, 2.0, 8.0] * 50):
+        nn.init.constant_(network.weight, value)
+        ema.update(network, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * value
+    assert ema.network.weight.item() == pytest.approx(average, rel=1e-4)
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def test_the_latest_two_and_the_best_are_kept(tmp_path):
     run, _ = run_line(tmp_path, steps=25, checkpoint_every=5)
     names = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
-    newest = [f"step_00000{n}.{kind}" for n in (20, 25) for kind in ("pt", "safetensors")]
-    assert names == ["best.safetensors", *newest]
+    latest = [f"step_00000{n}.{kind}" for n in (20, 25) for kind in ("pt", "safetensors")]
+    assert names == ["best.safetensors", *latest]
     measured = {
         r["step"]: r["validation_loss"]
         for r in read_metrics(run.folder / "metrics.csv")
         if "validation_loss" in r
     }
-    _, facts = load_weights(run.folder / "checkpoints" / "best.safetensors", "lesson_test")
-    assert facts["validation_loss"] == pytest.approx(min(measured.values()), rel=1e-4)
-    assert facts["step"] == min(measured, key=measured.get)
+    _, metadata = load_weights(run.folder / "checkpoints" / "best.safetensors", "lesson_test")
+    assert metadata["validation_loss"] == pytest.approx(min(measured.values()), rel=1e-4)
+    assert metadata["step"] == min(measured, key=measured.get)
     assert (run.folder / "loss.png").stat().st_size > 1000
     assert read_json(run.folder / "config.json")["data"] == "line"
 
@@ -269,18 +461,6 @@ def test_budget_is_whichever_comes_first():
     assert TrainConfig(steps=10**6, dry_run=True).progress(2, 0) == 1
 
 
-def test_ema_starts_as_a_plain_average_and_ends_at_its_decay():
-    network = nn.Linear(1, 1, bias=False)
-    ema = EMA(network, decay=0.9)
-    average = network.weight.item()
-    for step, value in enumerate([5.0, -1.0, 2.0, 8.0] * 50):
-        nn.init.constant_(network.weight, value)
-        ema.update(network, step)
-        decay = min(0.9, (1 + step) / (10 + step))
-        average = decay * average + (1 - decay) * value
-    assert ema.network.weight.item() == pytest.approx(average, rel=1e-4)
-
-
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
@@ -309,8 +489,8 @@ def test_tensorboard_events_are_written_where_it_is_installed(tmp_path):
     assert list(run.folder.glob("events.out.tfevents.*"))
 
 
-def test_numbers_come_with_the_processor_that_they_were_measured_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "CPU_INFO", tmp_path / "cpuinfo")
-    assert runs.describe_machine()["processor"] == runs.platform.machine()
+def test_results_name_the_processor_that_they_were_measured_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "cpuinfo")
+    assert machine.describe_machine()["processor"] == machine.platform.machine()
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A Chip 3: fast\nflags\t: fpu\n")
-    assert runs.describe_machine()["processor"] == "A Chip 3: fast"
+    assert machine.describe_machine()["processor"] == "A Chip 3: fast"

@@ -1,4 +1,4 @@
-"""Freed memory is had again without asking the system for it."""
+"""The memory allocator: freed memory is used again without asking the system for it."""
 
 import ctypes
 import subprocess
@@ -12,10 +12,10 @@ HAS_MALLOPT = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")
 
 FAULTS = """
 import resource, sys, torch
-from common.memory import keep_freed_memory
+from common.device import keep_freed_memory
 
 def step():
-    "Keeps 20 tensors of 8 MB and one of 80, and lets go of them."
+    "Allocates 20 tensors of 8 MB and one of 80, and frees them."
     kept = [torch.ones(2 << 20) for _ in range(20)] + [torch.ones(20 << 20)]
 
 if sys.argv[1] == "kept":
@@ -30,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(not HAS_MALLOPT, reason="no glibc")
 def test_the_second_step_finds_the_memory_of_the_first():
-    """A page fault is a page asked for."""
+    """Each page that the process asks the system for is a page fault."""
 
     def faults(memory):
         command = [sys.executable, "-c", FAULTS, memory]

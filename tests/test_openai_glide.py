@@ -1,4 +1,4 @@
-"""The published GLIDE in our code: its files, its recipe, and what is wrong with a file that is not one."""
+"""The published GLIDE in our code: its files, its sampling settings, and messages for other files."""
 
 import re
 from dataclasses import replace
@@ -9,50 +9,60 @@ import torch
 from PIL import Image
 from tokenizers import ByteLevelBPETokenizer
 
-from common.command import run_command
+from common.cli import run_command
+from common.protocols import Model
+from common.training.checkpoints import pretrained_path
 from lesson_01_ddpm import diffusion
 from lesson_01_ddpm.diffusion import linear_betas
 from lesson_02_improved_ddpm import ddim
 from lesson_02_improved_ddpm.schedules import cosine_betas, space_timesteps
-from lesson_03_adm.published import config_from_published
-from lesson_04_text_conditioning.published import glide_from_published
-from lesson_04_text_conditioning.text_transformer import Text, TextConfig
+from lesson_03_adm.openai_checkpoints import config_from_openai
+from lesson_04_text_conditioning.openai_checkpoints import glide_from_openai
+from lesson_04_text_conditioning.text_transformer import TextConfig, TextEncoding
 from lesson_04_text_conditioning.text_unet import TextUNet
 from lesson_04_text_conditioning.tokenizer import END
+from lesson_05_cfg.dpm_solver import SAMPLERS
+from lesson_05_cfg.pipeline import TextToImagePipeline
 from lesson_06_miniglide import sample
-from lesson_06_miniglide.captioned_images import gpt2_tokenizer
-from lesson_06_miniglide.generate import NOISE_SEED
-from lesson_06_miniglide.inpainting import Repainting
-from lesson_06_miniglide.presets import GLIDE, GLIDE_TEXT, PRESETS, new_network
-from lesson_06_miniglide.published_glide import BASE, UPSAMPLER, base_process, draw_base, enlarge
+from lesson_06_miniglide.editing.inpaint_inputs import InpaintInputs
+from lesson_06_miniglide.image_data.tokenizers import gpt2_tokenizer
+from lesson_06_miniglide.model import build_network
+from lesson_06_miniglide.networks.openai_glide import (
+    BASE,
+    UPSAMPLER,
+    UPSAMPLER_SEED,
+    BaseProcess,
+    super_resolve,
+    upsampler_process,
+)
+from lesson_06_miniglide.networks.presets import GLIDE, GLIDE_TEXT, PRESETS
 from tests.test_golden import golden_json, published_weights
 
-CONFIG = sample.Config(sampler="ddpm", steps=2, device="cpu")
+DOGS = str(pretrained_path("lesson_06_miniglide", "dogs"))
 GOLDEN = ("glide_base", "glide_upsampler", "glide_inpaint")
-
 
 TEXT = {"blocks.": "transformer.resblocks.", ".qkv.": ".attn.c_qkv.", ".proj.": ".attn.c_proj."}
 TEXT |= {".fc_1.": ".mlp.c_fc.", ".fc_2.": ".mlp.c_proj."}
-UNET = {"time_mlp.": "time_embed.", "middle.": "middle_block.", "up.": "output_blocks.", "last.": "out."}
+UNET = {"time_mlp.": "time_embed.", "middle.": "middle_block.", "up.": "output_blocks.", "conv_out.": "out."}
 UNET |= {"norm_1.": "in_layers.0.", "conv_1.": "in_layers.2.", ".emb.": ".emb_layers.1."}
 UNET |= {"norm_2.": "out_layers.0.", "conv_2.": "out_layers.3.", ".skip.": ".skip_connection."}
-UNET |= {".proj.": ".proj_out.", ".text_kv.": ".encoder_kv.", "first.": "input_blocks.0.0."}
+UNET |= {".proj.": ".proj_out.", ".text_kv.": ".encoder_kv.", "conv_in.": "input_blocks.0.0."}
 
 
 def published_name(name):
-    """What OpenAI's code calls a parameter of ours."""
+    """Return the name of one of our parameters in OpenAI's code."""
     part, name = name.split(".", 1)
     if name.startswith("proj."):
         return f"transformer_{name}"
     name = re.sub(r"^down\.(\d+)\.", lambda found: f"input_blocks.{int(found[1]) + 1}.", name)
-    for ours, theirs in (TEXT if part == "text" else UNET).items():
+    for ours, theirs in (TEXT if part == "text_encoder" else UNET).items():
         name = name.replace(ours, theirs)
     return name
 
 
 def golden_network(name):
     settings = golden_json(name)
-    return glide_from_published(settings["config"], published_weights(settings["parameters"]))
+    return glide_from_openai(settings["config"], published_weights(settings["parameters"]))
 
 
 @pytest.fixture
@@ -97,15 +107,16 @@ def test_a_full_size_checkpoint_loads_and_draws(vocabulary, tmp_path):
 
 def full_size():
     """Every parameter of the published base network, under its published name."""
-    return {published_name(n): w for n, w in new_network("glide", *PRESETS["glide"][:2]).state_dict().items()}
+    network = build_network(PRESETS["glide"], GLIDE, GLIDE_TEXT, torch.ones(1))
+    return {published_name(n): w for n, w in network.state_dict().items()}
 
 
 def test_the_full_size_settings_are_those_of_the_glide_preset():
-    assert {**config_from_published(BASE).__dict__, "out_channels": 6} == GLIDE.__dict__
+    assert {**config_from_openai(BASE).__dict__, "out_channels": 6} == GLIDE.__dict__
 
 
 class Recorder(torch.nn.Module):
-    """Stands for an upsampler: notes what it is called with."""
+    """Stands in for an upsampler and records its calls."""
 
     image_shape = (3, 8, 8)
 
@@ -114,49 +125,53 @@ class Recorder(torch.nn.Module):
         self.weight, self.calls = torch.nn.Parameter(torch.zeros(1)), []
 
     def encode_text(self, tokens, mask):
-        return Text(mask.float(), mask.float()[:, None])
+        return TextEncoding(mask.float(), mask.float()[:, None])
 
     def forward(self, x_t, t, text, low_res):
         self.calls.append((x_t, t, text, low_res))
         return torch.zeros(len(x_t), 6, *x_t.shape[2:])
 
 
-def test_the_upsampler_is_asked_as_glide_asks_it(vocabulary):
-    network, tokenizer = Recorder(), gpt2_tokenizer(vocabulary, 8)
+def upsampler_pipeline(network, vocabulary):
+    return TextToImagePipeline(Model(network, upsampler_process(), {}), gpt2_tokenizer(vocabulary, 8))
+
+
+def test_the_upsampler_gets_the_inputs_of_the_published_code(vocabulary):
+    network = Recorder()
     low_res = torch.rand(2, 3, 4, 4) * 2 - 1
-    enlarge(network, tokenizer, ["a", ""], low_res, CONFIG)
+    super_resolve(upsampler_pipeline(network, vocabulary), low_res, ["a", ""])
     x_T, _, text, seen = network.calls[0]
     assert [int(call[1][0]) for call in network.calls] == space_timesteps(1000, "fast27")[::-1]
     torch.testing.assert_close(
-        x_T / 0.997, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(NOISE_SEED))
-    )  # not the noise that low_res began as
+        x_T / 0.997, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(UPSAMPLER_SEED))
+    )  # not the noise that low_res started from
     grid = (seen + 1) * 127.5
     torch.testing.assert_close(grid, grid.round(), rtol=0, atol=1e-4)
     assert (seen - low_res).abs().max() <= 1 / 255 + 1e-6
-    assert text.embedding.tolist() == [[1] + [0] * 7, [0] * 8]  # each its own caption, nothing beside it
+    assert text.pooled.tolist() == [[1] + [0] * 7, [0] * 8]  # each its own caption, without guidance
 
 
 class Gray(Recorder):
-    """Takes every picture for gray: eps_hat of x_0 = 0, which is so on the right schedule alone."""
+    """Predicts x_0 = 0, a gray image; its eps_hat is right only for the correct schedule."""
 
-    def forward(self, x_t, t, text, low_res, image=None, mask=None):
+    def forward(self, x_t, t, text, low_res, inpaint_image=None, inpaint_mask=None):
         alpha_bar = (1 - linear_betas(1000)).cumprod(0)[t].float().view(-1, 1, 1, 1)
         return torch.cat([x_t / (1 - alpha_bar).sqrt(), torch.zeros_like(x_t)], 1)
 
 
-def test_the_upsampler_has_its_own_schedule_and_draws_no_noise_but_to_repaint(vocabulary, monkeypatch):
-    tokenizer, low_res, drawn = gpt2_tokenizer(vocabulary, 8), torch.zeros(1, 3, 4, 4), []
+def test_the_upsampler_has_its_own_schedule_and_adds_noise_only_to_inpaint(vocabulary, monkeypatch):
+    pipe, low_res, drawn = upsampler_pipeline(Gray(), vocabulary), torch.zeros(1, 3, 4, 4), []
     for module in (diffusion, ddim):
         monkeypatch.setattr(module, "gaussian_noise", lambda x, g: drawn.append(1) or torch.zeros_like(x))
-    assert enlarge(Gray(), tokenizer, ["a"], low_res, CONFIG).abs().max() < 1e-4 and not drawn
-    known = torch.zeros(1, 1, 8, 8)
-    known[..., :4] = 1
-    repainting = Repainting(torch.full((1, 3, 8, 8), 0.5), known)
-    images = enlarge(Gray(), tokenizer, ["a"], low_res, CONFIG, repainting)
+    assert super_resolve(pipe, low_res, ["a"]).abs().max() < 1e-4 and not drawn
+    keep_mask = torch.zeros(1, 1, 8, 8)
+    keep_mask[..., :4] = 1
+    inputs = InpaintInputs(torch.full((1, 3, 8, 8), 0.5), keep_mask)
+    images = super_resolve(pipe, low_res, ["a"], inpaint=inputs)
     assert len(drawn) == 26 and (images[..., :4] == 0.5).all() and images[..., 4:].abs().max() < 1e-4
 
 
-def test_what_glide_does_where_nothing_is_said():
+def test_default_settings():
     def settings(**flags):
         config = sample.with_defaults(sample.Config(**flags))
         return config.steps, config.sampler, config.guidance_scale
@@ -167,7 +182,7 @@ def test_what_glide_does_where_nothing_is_said():
 
 
 def test_the_base_network_has_100_timesteps_of_the_cosine_schedule():
-    process = base_process(replace(CONFIG, steps=100))
+    process = BaseProcess().respace_evenly(100)
     assert process.timesteps.tolist() == space_timesteps(1000, "100")
     alpha_bar = (1 - cosine_betas(1000)).cumprod(0)[process.timesteps]
     torch.testing.assert_close(process.alpha_bar, alpha_bar)
@@ -175,7 +190,7 @@ def test_the_base_network_has_100_timesteps_of_the_cosine_schedule():
 
 @pytest.fixture
 def published(vocabulary, monkeypatch):
-    """The folder of the four files, of small networks, with the vocabulary and a picture to repaint."""
+    """A folder with the four files, of small networks, the vocabulary, and an image to inpaint."""
     small = {"num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "num_head_channels": 16}
     small |= {"attention_resolutions": "16", "text_ctx": 8, "xf_width": 32, "xf_layers": 1, "xf_heads": 2}
     torch.manual_seed(0)
@@ -183,7 +198,7 @@ def published(vocabulary, monkeypatch):
         for key, value in (small | {"image_size": size}).items():
             monkeypatch.setitem(settings, key, value)
         config, text = (
-            replace(config_from_published(settings), out_channels=6),
+            replace(config_from_openai(settings), out_channels=6),
             TextConfig(50_257, 8, 32, 1, 2),
         )
         for inpaint, ending in ((False, ""), (True, "_inpaint")):
@@ -198,7 +213,7 @@ def published(vocabulary, monkeypatch):
 
 
 def drawn(folder, *flags):
-    """What sample.py draws of one prompt; names of files are of those in the folder."""
+    """Return the sample that sample.py draws for one prompt; file names are relative to the folder."""
     files = [str(folder / flag) if (folder / flag).is_file() else flag for flag in flags]
     files += ["--vocabulary", str(folder)] if any("openai" in flag for flag in flags) else []
     files += ["--prompt", "a corgi", "--num-samples", "1", "--steps", "2"]
@@ -207,14 +222,14 @@ def drawn(folder, *flags):
     return np.load(out)["images"][0]
 
 
-def test_the_upsampler_enlarges_what_the_base_network_draws(published, monkeypatch):
+def test_the_upsampler_enlarges_samples_of_the_base_network(published, monkeypatch):
     calls, forward = [], TextUNet.forward
 
-    def noting(network, x_t, t, text, *seen, low_res=None):
+    def recording(network, x_t, t, text, low_res=None):
         calls.append((len(x_t), x_t.shape[-1], low_res))
-        return forward(network, x_t, t, text, *seen, low_res=low_res)
+        return forward(network, x_t, t, text, low_res=low_res)
 
-    monkeypatch.setattr(TextUNet, "forward", noting)
+    monkeypatch.setattr(TextUNet, "forward", recording)
     small = drawn(published, "--openai", "base.pt")
     assert [call[:2] for call in calls] == [(2, 64)] * 2  # with and without the caption
     calls.clear()
@@ -223,12 +238,13 @@ def test_the_upsampler_enlarges_what_the_base_network_draws(published, monkeypat
     torch.testing.assert_close(calls[-1][2][0], torch.from_numpy(small).permute(2, 0, 1) / 127.5 - 1)
 
 
-def test_the_upsampler_enlarges_what_our_networks_draw(published):
-    small, large = drawn(published), drawn(published, "--openai-upsampler", "upsample.pt")
+def test_the_upsampler_enlarges_samples_of_our_networks(published):
+    ours = ["--checkpoint", DOGS]
+    small, large = drawn(published, *ours), drawn(published, *ours, "--openai-upsampler", "upsample.pt")
     assert small.shape == (64, 64, 3) and large.shape == (128, 128, 3)
 
 
-def test_guidance_is_what_the_flag_says(published):
+def test_the_guidance_scale_is_that_of_the_flag(published):
     def at(scale):
         return drawn(published, "--openai", "base.pt", "--guidance-scale", scale)
 
@@ -236,7 +252,7 @@ def test_guidance_is_what_the_flag_says(published):
     assert (at("0") != at("1")).any() and (at("1") != at("3")).any()
 
 
-def test_both_published_networks_repaint(published):
+def test_both_published_networks_inpaint(published):
     flags = ["--image", "image.png", "--mask", "mask.png", "--openai", "base_inpaint.pt"]
     image, large = Image.open(published / "image.png"), ["--openai-upsampler", "upsample_inpaint.pt"]
     for size, more in ((64, []), (128, large)):
@@ -245,33 +261,53 @@ def test_both_published_networks_repaint(published):
         assert (images[:, :half] == there[:, :half]).all() and (images != there)[:, half:].mean() > 0.9
 
 
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (["--openai", "base.pt"], "base.pt cannot inpaint"),
+        (["--openai", "base_inpaint.pt", "--openai-upsampler", "upsample.pt"], "upsample.pt cannot inpaint"),
+        (["--openai-upsampler", "upsample_inpaint.pt"], "--openai-upsampler with --mask needs --openai"),
+    ],
+)
+def test_networks_that_cannot_inpaint_are_refused(flags, line, published, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        drawn(published, "--image", "image.png", "--mask", "mask.png", *flags)
+    assert line in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("inpaint, count", [(False, 398_361_286), (True, 398_368_198)])
 def test_parameters_of_the_published_upsamplers(inpaint, count):
-    config = replace(config_from_published(UPSAMPLER), out_channels=6)
+    config = replace(config_from_openai(UPSAMPLER), out_channels=6)
     with torch.device("meta"):
         network = TextUNet(config, GLIDE_TEXT, inpaint, upsample=True)
     assert sum(p.numel() for p in network.parameters()) == count
 
 
-def test_repainting_keeps_known_pixels_and_draws_the_others(vocabulary):
+def test_inpainting_keeps_known_pixels_and_samples_the_others(vocabulary):
     network, tokenizer = golden_network("glide_inpaint"), gpt2_tokenizer(vocabulary, 16)
-    image, known = torch.rand(1, 3, 32, 32) * 2 - 1, torch.zeros(1, 1, 32, 32)
-    known[..., :16] = 1
-    images = draw_base(network, tokenizer, ["a", "b"], 5.0, CONFIG, Repainting(image, known))
+    pipe = TextToImagePipeline(Model(network, BaseProcess(), {}), tokenizer)
+    image, keep_mask = torch.rand(1, 3, 32, 32) * 2 - 1, torch.zeros(1, 1, 32, 32)
+    keep_mask[..., :16] = 1
+
+    def inpainted(image):
+        inputs = InpaintInputs(image, keep_mask)
+        sampler, unet_kwargs = inputs.make_sampler(network, SAMPLERS["ddpm"], 2, num_resamples=1)
+        return pipe(["a", "b"], 5.0, 2, sampler, **unet_kwargs).tensor
+
+    images, other = inpainted(image), inpainted(-image)
     torch.testing.assert_close(images[..., :16], image.expand(2, -1, -1, -1)[..., :16])
     assert (images[0] - images[1])[..., 16:].abs().mean() > 0.01
-    other = draw_base(network, tokenizer, ["a", "b"], 5.0, CONFIG, Repainting(-image, known))
-    assert (images - other)[..., 16:].abs().mean() > 0.001  # what is known is seen
+    assert (images - other)[..., 16:].abs().mean() > 0.001  # the network sees the known pixels
 
 
-def test_masks_are_white_where_to_draw(tmp_path):
+def test_masks_are_white_where_to_inpaint(tmp_path):
     Image.fromarray(np.full((100, 80, 3), 255, np.uint8)).save(tmp_path / "image.png")
     mask = np.zeros((64, 64), np.uint8)
     mask[:, :32] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    repainting = Repainting.load(tmp_path / "image.png", tmp_path / "mask.png", 256)
-    assert repainting.image.shape == (1, 3, 256, 256) and repainting.image.min() == 1
-    assert repainting.known[..., :128].max() == 0 and repainting.known[..., 128:].min() == 1
+    inputs = InpaintInputs.load(tmp_path / "image.png", tmp_path / "mask.png", 256)
+    assert inputs.image.shape == (1, 3, 256, 256) and inputs.image.min() == 1
+    assert inputs.keep_mask[..., :128].max() == 0 and inputs.keep_mask[..., 128:].min() == 1
 
 
 @pytest.mark.parametrize(
@@ -279,24 +315,25 @@ def test_masks_are_white_where_to_draw(tmp_path):
     [
         (["--vocabulary", "x"], "--vocabulary needs --openai"),
         (["--openai-upsampler", "x"], "--openai-upsampler needs --vocabulary"),
-        (["--openai", "{}/none.pt", "--times", "3"], "--times does nothing beside --openai"),
-        (["--openai", "{}/none.pt", "--vocabulary", "{}", "--steps", "2000"], "--steps 2000"),
+        (["--openai", "{}/none.pt", "--times", "3"], "--num-resamples has no effect with --openai"),
+        (["--openai", "{}/none.pt", "--vocabulary", "{}", "--steps", "2000"], "steps 2000"),
         (["--openai", "{}/empty.pt", "--vocabulary", "{}"], "empty.pt is not the published network"),
-        (["--image", "x", "--mask", "y", "--strength", "0.2"], "--strength does nothing beside --mask"),
+        (["--image", "x", "--mask", "y", "--strength", "0.2"], "--strength has no effect with --mask"),
         (["--noise-level", "7"], "--noise-level needs --upsampler"),
         (["--openai", "{}/none.pt"], "--openai needs --vocabulary"),
         (["--openai", "{}/none.pt", "--vocabulary", "{}"], "none.pt cannot be read"),
         (["--openai", "{}/vocab.bpe", "--vocabulary", "{}"], "vocab.bpe is not the published network"),
         (["--openai", "{}/small.pt", "--vocabulary", "{}"], "small.pt is not the published network"),
-        (["--openai", "{}/small.pt", "--vocabulary", "{}", "--mask", "x"], "takes both, --image and --mask"),
-        (["--openai", "{}/small.pt", "--vocabulary", "{}", "--out", "x.gif"], "with --openai"),
+        (["--openai", "{}/small.pt", "--vocabulary", "{}", "--mask", "x"], "--mask needs --image"),
+        (["--openai", "{}/small.pt", "--vocabulary", "{}", "--image", "x"], "--openai needs --mask"),
+        (["--openai", "{}/small.pt", "--vocabulary", "{}", "--out", "x.gif"], "with --openai name a .png"),
         (["--openai", "{}/small.pt", "--checkpoint", "x"], "leave one out"),
-        (["--openai", "{}/module.pt", "--vocabulary", "{}"], "(no weights alone)"),
+        (["--openai", "{}/module.pt", "--vocabulary", "{}"], "(it contains more than weights)"),
         (["--openai", "{}/small.pt", "--vocabulary", "{}/v"], "its encoder.json is not GPT-2's"),
-        (["--prompt", "\udcff"], "is not text in UTF-8"),
+        (["--checkpoint", DOGS, "--prompt", "\udcff"], "is not text in UTF-8"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(flags, line, vocabulary, capsys):
+def test_errors_are_one_line(flags, line, vocabulary, capsys):
     torch.save(published_weights(golden_json("glide_base")["parameters"]), vocabulary / "small.pt")
     (vocabulary / "empty.pt").write_bytes(b"")
     torch.save(Recorder(), vocabulary / "module.pt")

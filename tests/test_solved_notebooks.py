@@ -1,0 +1,51 @@
+"""The notebooks with the folded solutions pasted in: every exercise is correct, and everything runs.
+
+The blank notebooks run as tests of their own (nbmake).
+"""
+
+import ast
+import re
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from common.files import ROOT
+
+NOTEBOOKS = {
+    "lesson_01_ddpm/ddpm.ipynb": 7,
+    "lesson_02_improved_ddpm/improved_ddpm.ipynb": 6,
+    "lesson_03_adm/adm.ipynb": 7,
+}
+
+
+def solution_of(name, cells):
+    """Return the first folded solution in these cells that defines a function of this name."""
+    blocks = [block for cell in cells for block in re.findall(r"```python\n(.*?)```", cell.source, re.S)]
+    return next(block for block in blocks if f"def {name}(" in block)
+
+
+def paste_solutions(notebook):
+    """Replace the blank functions of all exercises by their solutions; return the names."""
+    names = []
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code" and " = exercise(" in cell.source:
+            (name,) = re.findall(r"^(\w+) = exercise\(", cell.source, re.M)
+            blank = next(n for n in ast.parse(cell.source).body if getattr(n, "name", None) == name)
+            lines = cell.source.splitlines()
+            lines[blank.lineno - 1 : blank.end_lineno] = [solution_of(name, notebook.cells[i + 1 :])]
+            cell.source = "\n".join(lines)
+            names.append(name)
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_solved_notebooks_run_and_are_correct(path):
+    notebook = nbformat.read(ROOT / path, 4)
+    names = paste_solutions(notebook)
+    assert len(names) == NOTEBOOKS[path]
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": (ROOT / path).parent}}).execute()
+    outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    verdicts = [line for o in outputs for line in o.get("text", "").splitlines() if "Exercise" in line]
+    assert len(verdicts) == len(names) and all(v.endswith(": correct.") for v in verdicts), verdicts
