@@ -88,11 +88,11 @@ def sample_batches(
     seed: int = 0,
     device: str = "cpu",
     batch_size: int = 250,
-    on_step: Callable[[], object] | None = None,
+    on_step: Callable[[SamplerStep], object] | None = None,
 ) -> Float[Tensor, "{n} c h w"]:
     """Draw n samples in batches and return them on the CPU.
 
-    on_step: called after every step of the sampler, for instance to move a progress bar.
+    on_step: called with every step of the sampler, for instance to move a progress bar.
     """
     generator, torch_device = torch.Generator().manual_seed(seed), pick_device(device)
     samples = []
@@ -102,7 +102,7 @@ def sample_batches(
             for step in sampler(make_denoiser(indices), x_T, generator):
                 x = step.x_prev
                 if on_step:
-                    on_step()
+                    on_step(step)
         samples.append(x.float().cpu())
     return torch.cat(samples)
 
@@ -117,11 +117,15 @@ def sample_trajectory(
     device: str = "cpu",
 ) -> list[SamplerStep]:
     """Draw n samples in one batch and return every step on the CPU, for animations and trajectory plots."""
-    generator, torch_device = torch.Generator().manual_seed(seed), pick_device(device)
-    x_T = torch.randn(n, *image_shape, generator=generator).to(torch_device)
-    with torch.no_grad(), autocast(torch_device):
-        steps = sampler(make_denoiser(torch.arange(n)), x_T, generator)
-        return [SamplerStep(step.t, *(x.float().cpu() for x in step[1:])) for step in steps]
+    steps: list[SamplerStep] = []
+
+    def keep(step: SamplerStep) -> None:
+        steps.append(SamplerStep(step.t, *(x.float().cpu() for x in step[1:])))
+
+    sample_batches(
+        sampler, make_denoiser, image_shape, n, seed=seed, device=device, batch_size=n, on_step=keep
+    )
+    return steps
 
 
 def last_sample(steps: Iterator[SamplerStep]) -> Tensor:

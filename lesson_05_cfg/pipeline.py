@@ -120,7 +120,7 @@ class TextToImagePipeline:
                 len(prompts),
                 seed=seed,
                 device=str(self.device),
-                on_step=bar.update,
+                on_step=lambda step: bar.update(),
             )
         return PipelineOutput(tensor, prompts)
 
