@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lesson_01_ddpm.diffusion import GaussianDiffusion, ddpm_sample, fixed_small
+from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_02_improved_ddpm.ddim import ddim_sample
 from lesson_02_improved_ddpm.schedules import cosine_betas
 
@@ -28,25 +28,18 @@ def two_peaks_denoiser(diffusion: GaussianDiffusion) -> Callable[[Tensor, Tensor
     return denoiser
 
 
-def sample_paths(eta: float | None, n: int = 12, steps: int = 100) -> tuple[np.ndarray, np.ndarray]:
-    """Return timesteps [S + 1] and paths [S + 1, n] of sampling from two peaks.
-
-    eta: of DDIM; None samples ancestrally, as DDPM does.
-    """
+def sample_paths(eta: float, n: int = 12, steps: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Return timesteps [S + 1] and paths [S + 1, n] of sampling from two peaks with `ddim_sample`."""
     whole = GaussianDiffusion(cosine_betas(1000))
     process, denoiser = whole.respace_evenly(steps), two_peaks_denoiser(whole)
     x_T = torch.linspace(-2, 2, n).view(-1, 1, 1, 1)
     generator = torch.Generator().manual_seed(0)
-    if eta is None:
-        sampled = ddpm_sample(process, denoiser, x_T, generator, fixed_small, denoised_fn=None)
-    else:
-        sampled = ddim_sample(process, denoiser, x_T, generator, eta=eta, denoised_fn=None)
-    trajectory = list(sampled)
+    trajectory = list(ddim_sample(process, denoiser, x_T, generator, eta=eta, denoised_fn=None))
     paths = [step.x_t.flatten() for step in trajectory] + [trajectory[-1].x_prev.flatten()]
     return np.append(process.timesteps.flip(0).numpy(), 0), torch.stack(paths).numpy()
 
 
-def plot_paths(axes: Axes, eta: float | None, title: str) -> None:
+def plot_paths(axes: Axes, eta: float, title: str) -> None:
     """Plot sampling paths of a distribution with two peaks over its marginals, from noise (left) to data."""
     whole = GaussianDiffusion(cosine_betas(1000))
     x = torch.linspace(-2.8, 2.8, 200)
