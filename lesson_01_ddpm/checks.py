@@ -1,4 +1,4 @@
-"""What checks the reader's functions of ddpm.ipynb, against independent values."""
+"""What checks the reader's functions of ddpm.ipynb; sampling_checks.py has those from 1.6 on."""
 
 from collections.abc import Callable
 
@@ -6,25 +6,30 @@ import torch
 from torch import Tensor, nn
 
 from common.exercises import WrongAnswer, allclose, expect_shape, numbered
-from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas
+from lesson_01_ddpm.sampling_checks import (
+    DIFFUSION,
+    TIMESTEPS,
+    at,
+    ideal_denoiser,
+    images,
+    posterior_mean,
+    reverse_step,
+    sample,
+    white_noise,
+)
 from lesson_01_ddpm.unet import ResBlock, UNetConfig
 
-DIFFUSION = GaussianDiffusion(linear_betas(1000))
-
-
-def images(n: int = 4, seed: int = 0) -> Tensor:
-    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def white_noise(n: int = 4, seed: int = 1) -> Tensor:
-    return torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
-TIMESTEPS = torch.tensor([0, 100, 500, 999])
-
-
-def at(table: Tensor, t: Tensor = TIMESTEPS) -> Tensor:
-    return table[t].float().view(-1, 1, 1, 1)
+__all__ = [
+    "ideal_denoiser",
+    "loss_fn",
+    "posterior_mean",
+    "q_sample",
+    "residual_block",
+    "reverse_step",
+    "sample",
+    "train_step",
+    "x_0_from_noise",
+]
 
 
 @numbered("1.1")
@@ -67,6 +72,8 @@ def x_0_from_noise(answer: Callable) -> None:
     x_t = DIFFUSION.q_sample(x_0, TIMESTEPS, noise)
     back = answer(x_t, TIMESTEPS, noise)
     expect_shape(back, (4, 1, 8, 8))
+    if allclose(back, (x_t - at((1 - alpha_bar).sqrt()) * noise) * at(alpha_bar.sqrt())):
+        raise WrongAnswer("You multiply by sqrt(alpha_bar). To undo this factor, divide by it.")
     if allclose(back, x_t - at((1 - alpha_bar).sqrt()) * noise):
         raise WrongAnswer("The image is still as faint as in x_t: divide by sqrt(alpha_bar).")
     if allclose(back * at(alpha_bar.sqrt()), x_0):
@@ -77,7 +84,7 @@ def x_0_from_noise(answer: Callable) -> None:
         raise WrongAnswer("Only x_t is divided by sqrt(alpha_bar). The noise has to be divided, too.")
     if not torch.allclose(back, x_0, atol=1e-2):
         raise WrongAnswer(
-            f"The first pixel is {x_0[0, 0, 0, 0]:.3f}, and at t = 0 you get {back[0, 0, 0, 0]:.3f}."
+            f"At t = 500 the first pixel of x_0 is {x_0[2, 0, 0, 0]:.3f}, and you get {back[2, 0, 0, 0]:.3f}."
         )
 
 
@@ -92,12 +99,23 @@ def residual_block(answer: Callable) -> None:
         h = block.conv_1(nn.functional.silu(block.norm_1(x)))
         h = h + block.emb(nn.functional.silu(emb))[:, :, None, None]
         expected = block.skip(x) + block.conv_2(nn.functional.silu(block.norm_2(h)))
-        ours = answer(block, x, emb)
+        without_silu = block.conv_1(nn.functional.silu(block.norm_1(x))) + block.emb(emb)[:, :, None, None]
+        try:
+            ours = answer(block, x, emb)
+        except RuntimeError as error:
+            if "must match the size" in str(error):
+                raise WrongAnswer(
+                    "Two shapes do not fit. block.emb(...) is [N, C] and needs [:, :, None, None] to be "
+                    "added to an image, and the input has to pass through block.skip."
+                ) from error
+            raise
         expect_shape(ours, (2, 8, 8, 8))
         if allclose(ours, expected - block.skip(x)):
             raise WrongAnswer("The skip connection is missing: add block.skip(x) at the end.")
         if allclose(ours, answer(block, x, torch.zeros_like(emb))):
             raise WrongAnswer("The result does not depend on emb: add block.emb(...) to every position.")
+        if allclose(ours, block.skip(x) + block.conv_2(nn.functional.silu(block.norm_2(without_silu)))):
+            raise WrongAnswer("emb has no activation: project F.silu(emb).")
         if not allclose(ours, expected):
             off = (ours - expected).abs().max().item()
             raise WrongAnswer(
@@ -176,75 +194,3 @@ def train_step(answer: Callable) -> None:
         )
     if not isinstance(first, float):
         raise WrongAnswer("Return the loss as a float (loss.item()), so that no graph is kept alive.")
-
-
-@numbered("1.6")
-def posterior_mean(answer: Callable) -> None:
-    """Multiply the two densities on a grid, for one pixel."""
-    t = torch.tensor([5])
-    beta, before = DIFFUSION.betas[5], DIFFUSION.alpha_bar[4]
-    x_0, x_t = 0.8, 0.7
-    grid = torch.linspace(-4, 4, 80_001, dtype=torch.float64)
-    log_p = -((x_t - (1 - beta).sqrt() * grid) ** 2) / (2 * beta)
-    log_p -= (grid - before.sqrt() * x_0) ** 2 / (2 * (1 - before))
-    expected = (log_p.softmax(0) * grid).sum().item()
-    result = answer(torch.full((1, 1, 1, 1), x_0), torch.full((1, 1, 1, 1), x_t), t)
-    expect_shape(result, (1, 1, 1, 1))
-    swapped = DIFFUSION.q_posterior_mean(torch.full((1, 1, 1, 1), x_t), torch.full((1, 1, 1, 1), x_0), t)
-    if abs(result.item() - swapped.item()) < 1e-5:
-        raise WrongAnswer("The two weights are swapped: x_0 and x_t have each other's.")
-    if abs(result.item() - expected) > 1e-4:
-        raise WrongAnswer(
-            f"For x_0 = 0.8, x_t = 0.7 and t = 5 the product of the densities has its mean at "
-            f"{expected:.4f}; your formula gives {result.item():.4f}."
-        )
-    first = answer(images(), white_noise(), torch.zeros(4, dtype=torch.int64))
-    if not torch.allclose(first, images(), atol=1e-4):
-        raise WrongAnswer("At t = 0 the mean is x_0 itself: alpha_bar before the first step is 1.")
-
-
-@numbered("1.7")
-def reverse_step(answer: Callable) -> None:
-    """A denoiser that knows x_0: the step is the posterior, and the chain ends on x_0."""
-    x_0 = images(200)
-
-    def knows_x_0(x_t: Tensor, t: Tensor) -> Tensor:
-        if t.shape != (len(x_t),):
-            raise WrongAnswer(f"The network needs one t per image; it got the shape {tuple(t.shape)}.")
-        return DIFFUSION.noise_from_x_0(x_t, t, x_0)
-
-    torch.manual_seed(0)
-    with torch.no_grad():
-        t = torch.full((200,), 300)
-        x_t = DIFFUSION.q_sample(x_0, t, white_noise(200))
-        expected = DIFFUSION.q_posterior_mean(x_0, x_t, t)
-        x_prev = answer(knows_x_0, x_t, 300)
-        expect_shape(x_prev, (200, 1, 8, 8))
-        spread, sigma = (x_prev - expected).std().item(), DIFFUSION.beta_tilde[300].sqrt().item()
-        if spread < 1e-4:
-            raise WrongAnswer("It adds no noise: at t > 0 add noise of standard deviation sqrt(beta_tilde).")
-        if abs(spread - sigma**2) < 0.05 * sigma**2:
-            raise WrongAnswer("The noise is multiplied by the variance; take the standard deviation.")
-        if abs(spread / sigma - 1) > 0.05:
-            raise WrongAnswer(f"At t = 300 the noise has standard deviation {spread:.4f}, not {sigma:.4f}.")
-        if abs((x_prev - expected).mean().item()) > 5 * sigma / (200 * 64) ** 0.5:
-            raise WrongAnswer("The mean is off: it is posterior_mean with the predicted x_0.")
-        t = torch.zeros(200, dtype=torch.int64)
-        x_t = DIFFUSION.q_sample(x_0, t, white_noise(200))
-        last = answer(knows_x_0, x_t, 0)
-        if allclose(last, DIFFUSION.noise_from_x_0(x_t, t, x_0).clamp(-1, 1)):
-            raise WrongAnswer("The network's output is noise, not x_0: pass it through x_0_from_noise.")
-        off = (last - x_0).abs().max().item()
-        if off > 1e-3:
-            raise WrongAnswer(f"At t = 0 the result is off by {off:.3f}. Is noise added in the last step?")
-        beyond = answer(lambda x, t: DIFFUSION.noise_from_x_0(x, t, 3 * x_0), x_t, 0)
-        if beyond.abs().max() > 1.001:
-            raise WrongAnswer("A predicted x_0 outside [-1, 1] is not clamped.")
-        t = torch.full((200,), 5)
-        x_t = DIFFUSION.q_sample(x_0, t, white_noise(200))
-        spread = (answer(knows_x_0, x_t, 5) - DIFFUSION.q_posterior_mean(x_0, x_t, t)).std().item()
-        if abs(spread / DIFFUSION.beta_tilde[5].sqrt().item() - 1) > 0.05:
-            raise WrongAnswer(
-                f"At t = 5 the added noise has variance {spread**2:.6f}. beta_tilde is "
-                f"{DIFFUSION.beta_tilde[5]:.6f} there, and beta is {DIFFUSION.betas[5]:.6f}."
-            )

@@ -218,18 +218,27 @@ def mistakes(config: ExperimentConfig) -> None:
     table = open_table(LESSON, config)
     data = load_splits(config.dataset, config.data_dir)
     averaging = AveragingLoss(make_loss(), new_network(config), (0.999,), config.device)
-    losses = {"right": averaging, "unscaled": make_loss(loss_unscaled), "no_t": make_loss(loss_without_t)}
-    trained = {name: train_digits(config, data, name, loss) for name, loss in losses.items()}
-    right = trained["right"]
-    denoisers = {
-        "right": right,
-        "images in [0, 1]": trained["unscaled"],
-        "t forgotten": without_t(trained["no_t"]),
-        "t off by one": with_next_t(right),
-        "EMA 0.999, cold": averaging.averages[0].eval(),
+    losses = {
+        "correct": averaging,
+        "images in [0, 1]": make_loss(loss_unscaled),
+        "t not given": make_loss(loss_without_t),
     }
-    samplers = {name: partial(sample, net, config, SHOWN_STEPS) for name, net in denoisers.items()}
-    samplers["noise at the end"] = partial(samplers["right"], sampler=sample_with_final_noise)
+    trained = {name: train_digits(config, data, name, loss) for name, loss in losses.items()}
+    correct = trained["correct"]
+    denoisers = {
+        **trained,
+        "t not given": without_t(trained["t not given"]),
+        "t off by one": with_next_t(correct),
+        "EMA without warm-up": averaging.averages[0].eval(),
+    }
+    samplers: dict[str, Callable[[int], Tensor]] = {
+        name: partial(sample, net, config, SHOWN_STEPS) for name, net in denoisers.items()
+    }
+    unscaled = samplers["images in [0, 1]"]
+    samplers["images in [0, 1]"] = lambda n: 2 * unscaled(n).clamp(0, 1) - 1  # compared in [-1, 1]
+    samplers["noise in the last step"] = partial(
+        sample, correct, config, SHOWN_STEPS, sampler=sample_with_final_noise
+    )
     compare(table, data[0], config, "mistake", samplers)
     save_losses(table, {name: run_folder(LESSON, config, name) for name in losses})
 

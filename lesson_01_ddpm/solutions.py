@@ -68,3 +68,21 @@ def reverse_step(network: Callable, x_t: Tensor, t: int) -> Tensor:
     x_0_hat = x_0_from_noise(x_t, steps, network(x_t, steps)).clamp(-1, 1)
     mean = posterior_mean(x_0_hat, x_t, steps)
     return mean + beta_tilde[t].sqrt().float() * torch.randn_like(x_t) if t > 0 else mean
+
+
+@torch.no_grad()
+def sample(network: Callable, n: int) -> Tensor:
+    """Exercise 1.7: return n samples, [n, 1, 32, 32]."""
+    x = torch.randn(n, 1, 32, 32)
+    for t in reversed(range(1000)):
+        x = reverse_step(network, x, t)
+    return x
+
+
+def ideal_denoiser(data: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """Exercise 1.10: return the best prediction of the noise in x_t if `data` [M, 1, H, W] is all."""
+    a = per_image(alpha_bar, t)
+    distance = (x_t[:, None] - a.sqrt()[:, None] * data).square().sum((2, 3, 4))
+    weights = (-distance / (2 * (1 - a.view(-1, 1)))).softmax(1)
+    x_0_hat = torch.einsum("nm,mchw->nchw", weights, data)
+    return (x_t - a.sqrt() * x_0_hat) / (1 - a).sqrt()
