@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lesson_01_ddpm.diffusion import GaussianDiffusion, squared_error
-from lesson_02_improved_ddpm.variational_bound import vb_terms_bpd
+from lesson_01_ddpm.diffusion import GaussianDiffusion, LogVarianceFn, squared_error
+from lesson_02_improved_ddpm.variational_bound import discretized_nll_bits, vb_terms_bpd
 
 
 def cosine_betas(num_timesteps: int) -> Tensor:
@@ -19,12 +19,32 @@ def cosine_betas(num_timesteps: int) -> Tensor:
 
 def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_variance_2: Tensor) -> Tensor:
     """Exercise 2.2: return KL(N_1 || N_2) in nats, element by element."""
-    ratio = log_variance_1 - log_variance_2
-    return 0.5 * (ratio.exp() - 1 - ratio + (mean_1 - mean_2) ** 2 * (-log_variance_2).exp())
+    log_ratio = log_variance_1 - log_variance_2
+    return 0.5 * (log_ratio.exp() - 1 - log_ratio + (mean_1 - mean_2) ** 2 * (-log_variance_2).exp())
+
+
+def vlb_term(
+    process: GaussianDiffusion,
+    output: Tensor,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: int,
+    log_variance_fn: LogVarianceFn,
+) -> Tensor:
+    """Exercise 2.3: return the term of the VLB at timestep t in bits per dimension, [N]."""
+    steps = torch.full((len(x_0),), t)
+    p = process.p_mean_variance(output, x_t, steps, log_variance_fn, denoised_fn=None)
+    if t == 0:
+        bits = discretized_nll_bits(x_0, p.mean, p.log_variance)
+    else:
+        q_mean = process.q_posterior_mean(x_0, x_t, steps)
+        q_log_variance = process.extract(process.posterior_log_variance, steps, x_t)
+        bits = normal_kl(q_mean, q_log_variance, p.mean, p.log_variance) / math.log(2)
+    return bits.flatten(1).mean(1)
 
 
 def learned_log_variance(v: Tensor, log_beta_tilde: Tensor, log_beta: Tensor) -> Tensor:
-    """Exercise 2.3: return the log variance between its two limits."""
+    """Exercise 2.4: return the log variance between its two limits."""
     f = (v + 1) / 2
     return f * log_beta + (1 - f) * log_beta_tilde
 
@@ -32,7 +52,7 @@ def learned_log_variance(v: Tensor, log_beta_tilde: Tensor, log_beta: Tensor) ->
 def loss_hybrid(
     diffusion: GaussianDiffusion, network: Callable, x_0: Tensor, t: Tensor, noise: Tensor
 ) -> Tensor:
-    """Exercise 2.4: return L_hybrid of each image, [N]."""
+    """Exercise 2.5: return L_hybrid of each image, [N]."""
     x_t = diffusion.q_sample(x_0, t, noise)
     output = network(x_t, t)
     eps_hat, v = output.chunk(2, 1)
@@ -42,12 +62,24 @@ def loss_hybrid(
 
 
 def respaced_betas(alpha_bar: Tensor, kept: Tensor) -> Tensor:
-    """Exercise 2.5: return the betas of a process that visits only some timesteps."""
+    """Exercise 2.6: return the betas of a process that visits only some timesteps."""
     alpha_bar = alpha_bar[kept]
     previous = torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
     return 1 - alpha_bar / previous
 
 
-def ddim_step(x_0_hat: Tensor, eps_hat: Tensor, alpha_bar_prev: float) -> Tensor:
-    """Exercise 2.6: return x at the next lower noise level."""
-    return alpha_bar_prev**0.5 * x_0_hat + (1 - alpha_bar_prev) ** 0.5 * eps_hat
+def ddim_step(x_0_hat: Tensor, eps_hat: Tensor, alpha_bar_prev: float, sigma: float) -> Tensor:
+    """Exercise 2.7: return the mean of x at the next lower noise level."""
+    return alpha_bar_prev**0.5 * x_0_hat + (1 - alpha_bar_prev - sigma**2) ** 0.5 * eps_hat
+
+
+@torch.no_grad()
+def ddim(network: Callable, process: GaussianDiffusion, x: Tensor) -> Tensor:
+    """Exercise 2.8: return samples that start from the noise x, without added noise."""
+    for i in reversed(range(process.num_timesteps)):
+        t = torch.full((len(x),), i)
+        eps_hat = process.predict(network, x, t)[:, :1]
+        x_0_hat = process.x_0_from_noise(x, t, eps_hat).clamp(-1, 1)
+        eps_hat = process.noise_from_x_0(x, t, x_0_hat)
+        x = ddim_step(x_0_hat, eps_hat, process.alpha_bar_prev[i].item(), 0.0)
+    return x
