@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.exercises import WrongAnswer, allclose, expect_shape, numbered
+from common.layers import avg_pool_2x, upsample_nearest_2x
 from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas
+from lesson_03_adm.adm_unet import ADMConfig, ResBlock
 
 DIFFUSION = GaussianDiffusion(linear_betas(1000))
 
@@ -17,20 +19,23 @@ DIFFUSION = GaussianDiffusion(linear_betas(1000))
 def ada_gn(answer: Callable) -> None:
     """What a zero embedding, a scale and a shift must do."""
     torch.manual_seed(0)
-    h, emb = 3 + torch.randn(2, 8, 5, 5), torch.randn(2, 16)
-    plain, at_zero = F.group_norm(h, 4), answer(h, torch.zeros(2, 16), 4)
+    norm, h, emb = nn.GroupNorm(4, 8), 3 + torch.randn(2, 8, 5, 5), torch.randn(2, 16)
+    nn.init.normal_(norm.weight)
+    plain, at_zero = norm(h), answer(norm, h, torch.zeros(2, 16))
     expect_shape(at_zero, (2, 8, 5, 5))
     if not at_zero.any():
         raise WrongAnswer("A zero embedding switches everything off: multiply by 1 + scale, not by scale.")
     if allclose(at_zero, h):
         raise WrongAnswer("h is not normalized.")
+    if allclose(at_zero, F.group_norm(h, 4)):
+        raise WrongAnswer("Call the layer, norm(h): it has learned weights, which F.group_norm ignores.")
     if not allclose(at_zero, plain):
-        raise WrongAnswer("With a zero embedding the result must be GroupNorm with num_groups groups.")
+        raise WrongAnswer("With a zero embedding the result must be norm(h).")
 
     def expected(scale: Tensor, shift: Tensor) -> Tensor:
         return torch.einsum("nchw,nc->nchw", plain, 1 + scale) + shift[:, :, None, None]
 
-    ours = answer(h, emb, 4)
+    ours = answer(norm, h, emb)
     if allclose(ours, expected(emb[:, 8:], emb[:, :8])):
         raise WrongAnswer("Scale and shift are swapped: the scales are the first half of emb.")
     if allclose(ours, expected(emb[:, :8], torch.zeros(2, 8))):
@@ -55,6 +60,48 @@ def split_heads(answer: Callable) -> None:
 
 
 @numbered("3.3")
+def adm_block(answer: Callable) -> None:
+    """Compare with the block's parts, taken one by one, with and without a change of resolution."""
+    torch.manual_seed(0)
+    config = ADMConfig(num_channels=4, num_groups=2)
+    emb = torch.randn(2, config.emb_channels)
+    for resample, size in ((None, 8), (avg_pool_2x, 4), (upsample_nearest_2x, 16)):
+        block, x = ResBlock(4, 6, config, resample), torch.randn(2, 4, 8, 8)
+        nn.init.normal_(block.conv_2.weight, std=0.3)
+        resized = resample or nn.Identity()
+        main = block.conv_1(resized(F.silu(block.norm_1(x))))
+        scale, shift = block.emb(F.silu(emb)).split(6, 1)
+        normed = torch.einsum("nchw,nc->nchw", block.norm_2(main), 1 + scale) + shift[..., None, None]
+        skip, wanted_main = block.skip(resized(x)), block.conv_2(F.silu(normed))
+        try:
+            result = answer(block, x, emb)
+        except RuntimeError as error:
+            if "must match the size" in str(error):
+                raise WrongAnswer(
+                    "The branches have different sizes: resample the main branch and x."
+                ) from error
+            raise
+        expect_shape(result, (2, 6, size, size))
+        if allclose(result, wanted_main):
+            raise WrongAnswer("The skip connection is missing: add block.skip(x) at the end.")
+        if allclose(result, answer(block, x, 0 * emb)):
+            raise WrongAnswer("The result does not depend on emb: use ada_gn with block.emb(F.silu(emb)).")
+        late = block.norm_2(resized(block.conv_1(F.silu(block.norm_1(x)))))
+        late = torch.einsum("nchw,nc->nchw", late, 1 + scale) + shift[..., None, None]
+        if resample and allclose(result, skip + block.conv_2(F.silu(late))):
+            raise WrongAnswer("Resampling comes before the first convolution, not after it.")
+        scale, shift = block.emb(emb).split(6, 1)
+        plain = torch.einsum("nchw,nc->nchw", block.norm_2(main), 1 + scale) + shift[..., None, None]
+        if allclose(result, skip + block.conv_2(F.silu(plain))):
+            raise WrongAnswer("emb has no activation: use block.emb(F.silu(emb)).")
+        if not allclose(result, skip + wanted_main):
+            off = (result - skip - wanted_main).abs().max().item()
+            raise WrongAnswer(
+                f"The result is off by up to {off:.2f}. Is there a SiLU before each convolution?"
+            )
+
+
+@numbered("3.4")
 def score_from_noise(answer: Callable) -> None:
     """Data from a Gaussian, whose score at every noise level is known."""
     mean, variance = 0.5, 0.3
@@ -77,7 +124,7 @@ def score_from_noise(answer: Callable) -> None:
         raise WrongAnswer(f"For Gaussian data, {found}; your formula gives {result[0]:.3f}.")
 
 
-@numbered("3.5")
+@numbered("3.6")
 def classifier_loss(answer: Callable) -> None:
     """Classifiers whose loss is known; which images and timesteps they get."""
     torch.manual_seed(0)
@@ -117,7 +164,7 @@ def classifier_loss(answer: Callable) -> None:
         raise WrongAnswer("A classifier that is right and certain must have a loss of 0.")
 
 
-@numbered("3.4")
+@numbered("3.5")
 def guided_mean(answer: Callable) -> None:
     """How far the mean moves, and in which direction."""
     mean, gradient, variance = torch.tensor([0.3, -1.0]), torch.tensor([2.0, 0.5]), torch.tensor([0.04, 0.25])
@@ -137,7 +184,7 @@ def guided_mean(answer: Callable) -> None:
         )
 
 
-@numbered("3.6")
+@numbered("3.7")
 def log_p_gradient(answer: Callable) -> None:
     """A linear classifier, whose gradient is known; called as a sampler does, without gradients."""
     torch.manual_seed(0)
@@ -170,7 +217,7 @@ def log_p_gradient(answer: Callable) -> None:
         raise WrongAnswer("For a linear classifier the gradient is wrong. Is it log p of the class y?")
 
 
-@numbered("3.7")
+@numbered("3.8")
 def guided_noise(answer: Callable) -> None:
     """The score that the result stands for is the sum of the network's and the classifier's."""
     eps_hat, gradient, a = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.3]), torch.tensor(0.36)
@@ -182,6 +229,8 @@ def guided_noise(answer: Callable) -> None:
         raise WrongAnswer("A gradient becomes a noise by the factor sqrt(1 - alpha_bar).")
     if allclose(result, eps_hat - 0.8 * gradient):
         raise WrongAnswer("The guidance scale is missing.")
+    if allclose(result, eps_hat - 3 * 0.64 * gradient):
+        raise WrongAnswer("The factor is the root of 1 - alpha_bar.")
     if not allclose(result, eps_hat - 3 * 0.8 * gradient):
         raise WrongAnswer(
             "For a predicted noise of 0.5, a gradient of 2, a scale of 3 and alpha_bar 0.36 the result must "

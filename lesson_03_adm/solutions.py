@@ -1,18 +1,19 @@
 """One correct answer for each exercise of adm.ipynb; the notebook falls back on them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lesson_01_ddpm.diffusion import GaussianDiffusion
 
 
-def ada_gn(h: Tensor, emb: Tensor, num_groups: int) -> Tensor:
-    """Exercise 3.1: return (1 + scale) GroupNorm(h) + shift."""
+def ada_gn(norm: nn.GroupNorm, h: Tensor, emb: Tensor) -> Tensor:
+    """Exercise 3.1: return (1 + scale) norm(h) + shift."""
     scale, shift = emb[:, :, None, None].chunk(2, 1)
-    return F.group_norm(h, num_groups) * (1 + scale) + shift
+    return norm(h) * (1 + scale) + shift
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -21,25 +22,34 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.view(n, positions, num_heads, c // num_heads).transpose(1, 2)
 
 
+def adm_block(block: Any, x: Tensor, emb: Tensor) -> Tensor:
+    """Exercise 3.3: return the output of ADM's residual block."""
+    h = F.silu(block.norm_1(x))
+    if block.resample:
+        h, x = block.resample(h), block.resample(x)
+    h = ada_gn(block.norm_2, block.conv_1(h), block.emb(F.silu(emb)))
+    return block.skip(x) + block.conv_2(F.silu(h))
+
+
 def score_from_noise(eps_hat: Tensor, alpha_bar_t: Tensor) -> Tensor:
-    """Exercise 3.3: return the score that a predicted noise stands for."""
+    """Exercise 3.4: return the score that a predicted noise stands for."""
     return -eps_hat / (1 - alpha_bar_t).sqrt()
 
 
 def classifier_loss(diffusion: GaussianDiffusion, classifier: Callable, x_0: Tensor, label: Tensor) -> Tensor:
-    """Exercise 3.5: return the cross entropy of a classifier of noisy images, a scalar."""
+    """Exercise 3.6: return the cross entropy of a classifier of noisy images, a scalar."""
     t = torch.randint(diffusion.num_timesteps, (len(x_0),))
     x_t = diffusion.q_sample(x_0, t, torch.randn_like(x_0))
     return F.cross_entropy(classifier(x_t, t), label)
 
 
 def guided_mean(mean: Tensor, variance: Tensor, gradient: Tensor, scale: float) -> Tensor:
-    """Exercise 3.4: return the mean of a guided reverse step."""
+    """Exercise 3.5: return the mean of a guided reverse step."""
     return mean + scale * variance * gradient
 
 
 def log_p_gradient(classifier: Callable, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """Exercise 3.6: return the gradient of log p(y | x_t) with respect to x_t."""
+    """Exercise 3.7: return the gradient of log p(y | x_t) with respect to x_t."""
     with torch.enable_grad():
         x_t = x_t.detach().requires_grad_(True)
         log_p = classifier(x_t, t).log_softmax(1)
@@ -47,5 +57,5 @@ def log_p_gradient(classifier: Callable, x_t: Tensor, t: Tensor, y: Tensor) -> T
 
 
 def guided_noise(eps_hat: Tensor, gradient: Tensor, alpha_bar_t: Tensor, scale: float) -> Tensor:
-    """Exercise 3.7: return the predicted noise that stands for the guided score."""
+    """Exercise 3.8: return the predicted noise that stands for the guided score."""
     return eps_hat - scale * (1 - alpha_bar_t).sqrt() * gradient
