@@ -39,7 +39,6 @@ from lesson_02_improved_ddpm.ddim import SAMPLERS
 from lesson_02_improved_ddpm.model import make_diffusion
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_04_text_conditioning.captioned_mnist import PROMPTS
-from lesson_04_text_conditioning.mistakes import loss_with_inverted_mask, loss_with_random_padding
 from lesson_04_text_conditioning.model import LESSON, LR_SCALES, UNET_CONFIG, load, tokenizer_from_metadata
 from lesson_04_text_conditioning.studies.attention_maps import record_attention
 from lesson_04_text_conditioning.studies.captioned_digits import (
@@ -51,6 +50,7 @@ from lesson_04_text_conditioning.studies.captioned_digits import (
     train_captioned,
     untrained_network,
 )
+from lesson_04_text_conditioning.studies.mistakes import loss_with_inverted_mask, loss_with_random_padding
 from lesson_04_text_conditioning.studies.text_ablations import (
     PairIndices,
     TextFilter,
