@@ -1,37 +1,60 @@
-"""The exercises in the notebooks of lessons 1 to 3: right answers pass, and wrong ones hear what is wrong."""
+"""The exercises in the notebooks of all lessons: right answers pass, and wrong ones hear what is wrong."""
 
 import math
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import nn
 
 from common.exercises import WrongAnswer, exercise, expect_shape, is_blank, judge, numbered
 from lesson_01_ddpm import checks as checks_1
 from lesson_01_ddpm import solutions as lesson_1
+from lesson_01_ddpm.diffusion import clamp_x_0
 from lesson_01_ddpm.solutions import alpha_bar, alpha_bar_prev, beta_tilde, betas, per_image, q_sample
 from lesson_02_improved_ddpm import checks as checks_2
 from lesson_02_improved_ddpm import solutions as lesson_2
-from lesson_02_improved_ddpm.variational_bound import vb_terms_bpd
+from lesson_02_improved_ddpm.variational_bound import discretized_nll_bits, vb_terms_bpd
 from lesson_03_adm import checks as checks_3
 from lesson_03_adm import solutions as lesson_3
+from lesson_04_text_conditioning import checks as checks_4
+from lesson_04_text_conditioning import solutions as lesson_4
+from lesson_05_cfg import checks as checks_5
+from lesson_05_cfg import solutions as lesson_5
+from lesson_06_miniglide import checks as checks_6
+from lesson_06_miniglide import editing_checks
+from lesson_06_miniglide import solutions as lesson_6
 
-LESSONS = {1: (checks_1, lesson_1), 2: (checks_2, lesson_2), 3: (checks_3, lesson_3)}
+LESSONS = {
+    1: (checks_1, lesson_1),
+    2: (checks_2, lesson_2),
+    3: (checks_3, lesson_3),
+    4: (checks_4, lesson_4),
+    5: (checks_5, lesson_5),
+    6: (checks_6, lesson_6),
+    "editing": (editing_checks, lesson_6),
+}
 
 
 def exercises(lesson):
     """Return the names of a lesson's exercises, in their order."""
     checks, solutions = LESSONS[lesson]
-    names = [name for name in vars(checks) if hasattr(getattr(checks, name), "number")]
+    names = [name for name, value in vars(checks).items() if isinstance(getattr(value, "number", None), str)]
     assert all(hasattr(solutions, name) for name in names)
-    return sorted(names, key=lambda name: getattr(checks, name).number)
+    return sorted(
+        names,
+        key=lambda name: [int(part) for part in getattr(checks, name).number.partition(",")[0].split(".")],
+    )
 
 
 ALL = [(lesson, name) for lesson in LESSONS for name in exercises(lesson)]
 
 
 def test_the_number_of_exercises():
-    assert [len(exercises(lesson)) for lesson in LESSONS] == [7, 6, 7]
+    assert [len(exercises(lesson)) for lesson in LESSONS] == [9, 8, 8, 6, 6, 5, 5]
 
 
 @pytest.mark.parametrize("lesson, name", ALL)
@@ -43,10 +66,10 @@ def test_solutions_are_correct(lesson, name):
 # -- lesson 1 ------------------------------------------------------------------------------------------------
 
 
-def residual_block(block, x, emb, use_emb=True, skip=True, activation=F.silu):
+def residual_block(block, x, emb, use_emb=True, skip=True, activation=F.silu, emb_activation=F.silu):
     h = block.conv_1(activation(block.norm_1(x)))
     if use_emb:
-        h = h + block.emb(F.silu(emb))[:, :, None, None]
+        h = h + block.emb(emb_activation(emb))[:, :, None, None]
     h = block.conv_2(F.silu(block.norm_2(h)))
     return block.skip(x) + h if skip else h
 
@@ -88,6 +111,21 @@ def root(table, t):
     return per_image(table.sqrt(), t)
 
 
+def sample(network, n, timesteps=range(999, -1, -1), start=torch.randn, keep=True):
+    x = x_T = start(n, 1, 32, 32)
+    for t in timesteps:
+        x = lesson_1.reverse_step(network, x if keep else x_T, t)
+    return x
+
+
+def ideal_denoiser(data, x_t, t, faint=True, factor=-0.5, reduce=torch.sum, dim=1, of_noise=True):
+    a = per_image(alpha_bar, t)
+    images = (a.sqrt()[:, None] if faint else 1) * data
+    distance = reduce((x_t[:, None] - images).square(), (2, 3, 4))
+    x_0 = torch.einsum("nm,mchw->nchw", (factor * distance / (1 - a.view(-1, 1))).softmax(dim), data)
+    return (x_t - a.sqrt() * x_0) / (1 - a).sqrt() if of_noise else x_0
+
+
 WRONG_1 = {
     "q_sample": {
         "take their roots": lambda x, t, n: per_image(alpha_bar, t) * x + per_image(1 - alpha_bar, t) * n,
@@ -103,10 +141,14 @@ WRONG_1 = {
         "once too often": lambda x, t, n: (x - root(1 - alpha_bar, t) * n) / per_image(alpha_bar, t),
         "Only x_t": lambda x, t, n: x / root(alpha_bar, t) - root(1 - alpha_bar, t) * n,
         "sign is wrong": lambda x, t, n: (x + root(1 - alpha_bar, t) * n) / root(alpha_bar, t),
+        "You multiply": lambda x, t, n: (x - root(1 - alpha_bar, t) * n) * root(alpha_bar, t),
+        "At t = 500": lambda x, t, n: x,
     },
     "residual_block": {
         "skip connection": lambda *args: residual_block(*args, skip=False),
         "depend on emb": lambda *args: residual_block(*args, use_emb=False),
+        "no activation": lambda *args: residual_block(*args, emb_activation=nn.Identity()),
+        "block.skip": lambda block, x, emb: x + residual_block(block, x, emb, skip=False),
         "order is norm": lambda *args: residual_block(*args, activation=F.relu),
     },
     "loss_fn": {
@@ -128,7 +170,14 @@ WRONG_1 = {
     "posterior_mean": {
         "swapped": lambda *args: posterior_mean(*args, swap=True),
         "At t = 0": lambda x_0, x_t, t: posterior_mean(x_0, x_t, t, alpha_bar_prev.clamp(max=0.9999)),
-        "the product of the densities": lambda x_0, x_t, t: posterior_mean(x_0, x_t, t, alpha_bar),
+        "one step earlier": lambda x_0, x_t, t: posterior_mean(x_0, x_t, t, alpha_bar),
+        "the product of the densities": lambda x_0, x_t, t: 1.1 * posterior_mean(x_0, x_t, t),
+        "root of alpha_bar_prev": lambda x_0, x_t, t: posterior_mean(
+            per_image((alpha_bar / alpha_bar_prev).sqrt(), t) * x_0, x_t, t
+        ),
+        "second form": lambda x_0, x_t, t: (
+            posterior_mean(x_0, x_t, t) + per_image(0 / (1 - alpha_bar_prev), t)
+        ),
     },
     "reverse_step": {
         "adds no noise": lambda *args: reverse_step(*args, std=0 * betas),
@@ -138,15 +187,33 @@ WRONG_1 = {
         "last step": lambda *args: reverse_step(*args, last=True),
         "not clamped": lambda *args: reverse_step(*args, clamp=False),
         "one t per image": lambda network, x_t, t: network(x_t, torch.tensor([t])),
+        "predicted noise": lambda network, x_t, t: network(x_t, torch.full((len(x_t),), t)),
+    },
+    "sample": {
+        "Gradients are on": sample,
+        "upwards": torch.no_grad()(partial(sample, timesteps=range(1000))),
+        "999 timesteps, from 999 to 1": torch.no_grad()(partial(sample, timesteps=range(999, 0, -1))),
+        "white noise": torch.no_grad()(partial(sample, start=torch.rand)),
+        "same noise": torch.no_grad()(partial(sample, keep=False)),
+        "expected (3, 1, 32, 32)": torch.no_grad()(lambda network, n: sample(network, n)[:1]),
+    },
+    "ideal_denoiser": {
+        "predicted x_0": partial(ideal_denoiser, of_noise=False),
+        "fainter": partial(ideal_denoiser, faint=False),
+        "factor 2": partial(ideal_denoiser, factor=-1.0),
+        "sum over pixels": partial(ideal_denoiser, reduce=torch.mean),
+        "nearest image": partial(ideal_denoiser, factor=0.5),
+        "same weight": partial(ideal_denoiser, factor=0.0),
+        "over the images": partial(ideal_denoiser, dim=0),
     },
 }
 
 # -- lesson 2 ------------------------------------------------------------------------------------------------
 
 
-def cosine_betas(T, power=2, largest=0.999):
+def cosine_betas(T, power=2, largest=0.999, offset=0.008):
     u = torch.arange(T + 1, dtype=torch.float64) / T
-    f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** power
+    f = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** power
     return (1 - f[1:] / f[:-1]).clamp(max=largest)
 
 
@@ -158,12 +225,53 @@ def loss_hybrid(diffusion, network, x_0, t, noise, weight=1.0, stop_eps=True, st
     return (eps_hat - noise).square().flatten(1).mean(1) + weight * bits
 
 
+def vlb_term(
+    process,
+    output,
+    x_0,
+    x_t,
+    t,
+    variance,
+    reverse=False,
+    per=None,
+    reduce=torch.mean,
+    first=True,
+    denoised_fn=None,
+):
+    steps = torch.full((len(x_0),), t)
+    p = process.p_mean_variance(output, x_t, steps, variance, denoised_fn=denoised_fn)
+    q_mean = process.q_posterior_mean(x_0, x_t, steps)
+    q = (q_mean, process.extract(process.posterior_log_variance, steps, x_t))
+    if t == 0 and first:
+        bits = discretized_nll_bits(x_0, p.mean, p.log_variance) / (math.log(2) if first == "bits" else 1)
+    else:
+        pair = ((p.mean, p.log_variance), q) if reverse else (q, (p.mean, p.log_variance))
+        bits = lesson_2.normal_kl(*pair[0], *pair[1]) / (per or math.log(2))
+    return reduce(bits.flatten(1), 1)
+
+
+@torch.no_grad()
+def ddim(network, process, x, clip=True, again=True, noise=0, predict=None, order=reversed, of=None):
+    for i in order(range(process.num_timesteps)):
+        t = torch.full((len(x),), i)
+        eps_hat = (predict or process.predict)(network, x, t)[:, :1]
+        x_0_hat = process.x_0_from_noise(x, t, eps_hat)
+        x_0_hat = x_0_hat.clamp(-1, 1) if clip else x_0_hat
+        eps_hat = process.noise_from_x_0(x, t, x_0_hat) if again else eps_hat
+        x = lesson_2.ddim_step(
+            x_0_hat, eps_hat, (process.alpha_bar_prev if of is None else of)[i].item(), 0.0
+        )
+        x = x + noise * torch.randn_like(x)
+    return x
+
+
 WRONG_2 = {
     "cosine_betas": {
         "clamp to 0.999": lambda T: cosine_betas(T, largest=1.0),
-        "clips at 0.999": lambda T: cosine_betas(T, largest=0.99),
+        "largest beta is 0.9900": lambda T: cosine_betas(T, largest=0.99),
         "square of the cosine": lambda T: cosine_betas(T, power=1),
         "alpha_bar is c": lambda T: cosine_betas(T, power=3),
+        "offset 0.008": lambda T: cosine_betas(T, offset=0),
     },
     "normal_kl": {
         "the reverse": lambda m, v, n, w: lesson_2.normal_kl(n, w, m, v),
@@ -179,7 +287,7 @@ WRONG_2 = {
         ).log(),
     },
     "loss_hybrid": {
-        "bound is missing": lambda *args: loss_hybrid(*args, weight=0),
+        "VLB is missing": lambda *args: loss_hybrid(*args, weight=0),
         "1000 times too little": lambda *args: loss_hybrid(*args, weight=0.001),
         "factor 0.001": lambda *args: loss_hybrid(*args, weight=1000),
         "reaches eps_hat": lambda *args: loss_hybrid(*args, stop_eps=False),
@@ -192,20 +300,54 @@ WRONG_2 = {
         "expected (4,)": lambda alpha_bar, kept: betas,
     },
     "ddim_step": {
-        "square roots": lambda x, eps, a: a * x + (1 - a) * eps,
-        "noise is gone": lambda x, eps, a: a**0.5 * x,
-        "each other's": lambda x, eps, a: (1 - a) ** 0.5 * x + a**0.5 * eps,
-        "must be q_sample": lambda x, eps, a: x + (1 - a) ** 0.5 * eps,
+        "square roots": lambda x, eps, a, s: a * x + (1 - a) * eps,
+        "noise is gone": lambda x, eps, a, s: a**0.5 * x,
+        "each other's": lambda x, eps, a, s: (1 - a) ** 0.5 * x + a**0.5 * eps,
+        "must be q_sample": lambda x, eps, a, s: x + (1 - a) ** 0.5 * eps,
+        "no effect": lambda x, eps, a, s: a**0.5 * x + (1 - a) ** 0.5 * eps,
+        "add up": lambda x, eps, a, s: a**0.5 * x + (1 - a - s) ** 0.5 * eps,
+    },
+    "vlb_term": {
+        "reversed": partial(vlb_term, reverse=True),
+        "in nats": partial(vlb_term, per=1),
+        "sum over the pixels": partial(vlb_term, reduce=torch.sum),
+        "no KL term": partial(vlb_term, first=False),
+        "in bits already": partial(vlb_term, first="bits"),
+        "At t = 3 the first image": lambda *args: 2 * vlb_term(*args),
+        "expected (3,)": lambda *args: vlb_term(*args).mean(),
+        "denoised_fn=None": partial(vlb_term, denoised_fn=clamp_x_0),
+    },
+    "ddim": {
+        "Gradients are on": lambda network, process, x: network(x, torch.zeros(3)),
+        "gets the index": partial(ddim, predict=lambda network, x, t: network(x, t)),
+        "runs upwards": partial(ddim, order=iter),
+        "not clipped": partial(ddim, clip=False),
+        "compute it again": partial(ddim, again=False),
+        "DDIM adds none": partial(ddim, noise=0.1),
+        "alpha_bar_prev[i]": partial(ddim, of=alpha_bar),
+        "not [999": lambda network, process, x: ddim(network, process.respace([0, 2]), x),
+        "[:, :1]": torch.no_grad()(lambda network, process, x: network(x, torch.zeros(3)) + x[:, :, :3, :3]),
     },
 }
 
 # -- lesson 3 ------------------------------------------------------------------------------------------------
 
 
-def ada_gn(h, emb, groups, one=1, shifted=True, norm=F.group_norm, swap=False):
+def ada_gn(norm, h, emb, one=1, shifted=True, swap=False):
     scale, shift = emb[:, :, None, None].chunk(2, 1)
     scale, shift = (shift, scale) if swap else (scale, shift)
-    return norm(h, groups) * (one + scale) + shift * shifted
+    return norm(h) * (one + scale) + shift * shifted
+
+
+def adm_block(
+    block, x, emb, both=True, early=True, use_emb=True, skip=True, activation=F.silu, emb_activation=F.silu
+):
+    resample = block.resample or nn.Identity()
+    h = activation(block.norm_1(x))
+    h = block.conv_1(resample(h)) if early else resample(block.conv_1(h))
+    h = lesson_3.ada_gn(block.norm_2, h, block.emb(emb_activation(emb if use_emb else 0 * emb)))
+    h = block.conv_2(F.silu(h))
+    return block.skip(resample(x) if both else x) + h if skip else h
 
 
 def classifier_loss(
@@ -225,11 +367,20 @@ def log_p_gradient(classifier, x_t, t, y, log_p=lambda logits: logits.log_softma
 
 WRONG_3 = {
     "ada_gn": {
-        "1 + scale": lambda *args: ada_gn(*args, one=0),
-        "not normalized": lambda *args: ada_gn(*args, norm=lambda h, groups: h),
-        "num_groups groups": lambda h, emb, groups: ada_gn(h, emb, 8),
-        "swapped": lambda *args: ada_gn(*args, swap=True),
-        "shift is missing": lambda *args: ada_gn(*args, shifted=False),
+        "1 + scale": partial(ada_gn, one=0),
+        "not normalized": lambda norm, h, emb: ada_gn(nn.Identity(), h, emb),
+        "learned weights": lambda norm, h, emb: ada_gn(nn.GroupNorm(4, 8), h, emb),
+        "must be norm(h)": lambda norm, h, emb: ada_gn(nn.GroupNorm(8, 8), h, emb),
+        "swapped": partial(ada_gn, swap=True),
+        "shift is missing": partial(ada_gn, shifted=False),
+    },
+    "adm_block": {
+        "different sizes": partial(adm_block, both=False),
+        "not after it": partial(adm_block, early=False),
+        "depend on emb": partial(adm_block, use_emb=False),
+        "no activation": partial(adm_block, emb_activation=nn.Identity()),
+        "skip connection": partial(adm_block, skip=False),
+        "SiLU before each": partial(adm_block, activation=nn.Identity()),
     },
     "split_heads": {
         "plain reshape": lambda x, heads: x.reshape(len(x), heads, x.shape[1], -1),
@@ -261,7 +412,8 @@ WRONG_3 = {
         "sign is wrong": lambda eps, g, a, s: eps + s * (1 - a).sqrt() * g,
         "by the factor": lambda eps, g, a, s: eps - s * g,
         "scale is missing": lambda eps, g, a, s: eps - (1 - a).sqrt() * g,
-        "must be": lambda eps, g, a, s: eps - s * (1 - a) * g,
+        "the root of": lambda eps, g, a, s: eps - s * (1 - a) * g,
+        "must be": lambda eps, g, a, s: eps - 2 * s * (1 - a).sqrt() * g,
     },
     "classifier_loss": {
         "clean images": lambda *args: classifier_loss(*args, noisy=False),
@@ -279,7 +431,307 @@ WRONG_3 = {
         "not called": lambda *args: torch.tensor(2.3026),
     },
 }
-WRONG = {1: WRONG_1, 2: WRONG_2, 3: WRONG_3}
+
+# -- lesson 4 ------------------------------------------------------------------------------------------------
+
+
+def merge_again(tokens, pair):
+    """Merge what has just been merged once more."""
+    tokens = list(tokens)
+    for i in reversed(range(len(tokens) - 1)):
+        if (tokens[i], tokens[i + 1]) == pair:
+            tokens[i : i + 2] = ["".join(pair)]
+    return tokens
+
+
+def merge_first(tokens, pair):
+    i = next((i for i in range(len(tokens)) if tuple(tokens[i : i + 2]) == pair), None)
+    return list(tokens) if i is None else [*tokens[:i], "".join(pair), *tokens[i + 2 :]]
+
+
+def look_up(q, k, v, scale=4, dim=1):
+    return (q @ k.T / scale).softmax(dim) @ v
+
+
+def plain_exponential(q, k, v):
+    weights = (q @ k.T / 4).exp()
+    return weights / weights.sum(1, keepdim=True) @ v
+
+
+def root_of(a):
+    return a.sqrt(), (1 - a).sqrt()
+
+
+WRONG_4 = {
+    "merge": {
+        "became": merge_again,
+        "stayed as it is": lambda tokens, pair: tokens,
+        "must not change the text": lambda tokens, pair: [t for t in tokens if t not in pair],
+        "return a list": lambda tokens, pair: "".join(tokens),
+        "has changed": lambda tokens, pair: tokens.append("x"),
+        "wanted is": lambda tokens, pair: merge_first(tokens, pair),
+    },
+    "look_up": {
+        "not divided by sqrt(d)": partial(look_up, scale=1),
+        "divided by d": partial(look_up, scale=16),
+        "over the queries": partial(look_up, dim=0),
+        "softmax is missing": lambda q, k, v: (q @ k.T / 4) @ v,
+        "inf or NaN": plain_exponential,
+        "expected (4, 3)": lambda q, k, v: look_up(q, k, v).T,
+        "differs from PyTorch": lambda q, k, v: look_up(-q, k, v),
+    },
+    "embed_caption": {
+        "here the position is added": lambda x, place, pad, m: torch.where(m[..., None], x, pad) + place,
+        "inverted": lambda x, place, pad, m: torch.where(m[..., None], pad, x + place),
+        "mask[..., None]": lambda x, place, pad, m: torch.where(m, x + place, pad),
+        "must be the padding": lambda x, place, pad, m: torch.where(m[..., None], x + place, x),
+        "positional embedding is missing": lambda x, place, pad, m: torch.where(m[..., None], x, pad),
+        "token + position": lambda x, place, pad, m: torch.where(m[..., None], x - place, pad),
+    },
+    "add_text": {
+        "dimension 2": lambda k, v, text_k, text_v: (torch.cat([text_k[..., :5, :], k[..., :5, :]], 3),) * 2,
+        "text is missing": lambda k, v, text_k, text_v: (k, v),
+        "different orders": lambda k, v, text_k, text_v: (
+            torch.cat([text_k, k], 2),
+            torch.cat([v, text_v], 2),
+        ),
+        "text first": lambda k, v, text_k, text_v: (torch.cat([k, text_k], 2), torch.cat([v, text_v], 2)),
+        "two tensors": lambda k, v, text_k, text_v: torch.cat([text_k, k], 2),
+    },
+    "velocity": {
+        "sign is wrong": lambda x_0, noise, a: root_of(a)[1] * x_0 - root_of(a)[0] * noise,
+        "each other's": lambda x_0, noise, a: root_of(a)[0] * x_0 - root_of(a)[1] * noise,
+        "x_t itself": lambda x_0, noise, a: root_of(a)[0] * x_0 + root_of(a)[1] * noise,
+        "roots of": lambda x_0, noise, a: a * noise - (1 - a) * x_0,
+        "derivative of x_t": lambda x_0, noise, a: noise - x_0,
+    },
+    "noise_from_velocity": {
+        "That is x_0": lambda x_t, v, a: root_of(a)[0] * x_t - root_of(a)[1] * v,
+        "sign of v": lambda x_t, v, a: root_of(a)[1] * x_t - root_of(a)[0] * v,
+        "each other's": lambda x_t, v, a: root_of(a)[0] * x_t + root_of(a)[1] * v,
+        "not the noise": lambda x_t, v, a: v,
+    },
+}
+
+# -- lesson 5 ------------------------------------------------------------------------------------------------
+
+
+def guide(cond, uncond, scale, channels, variance="cond"):
+    eps = uncond[:, :channels] + scale * (cond[:, :channels] - uncond[:, :channels])
+    rest = {"cond": cond, "uncond": uncond}[variance][:, channels:]
+    return torch.cat([eps, rest], 1)
+
+
+def threshold(x_0, percentile, per_image=True, least=1.0, divide=True):
+    s = x_0.abs().flatten(1).quantile(percentile / 100, dim=1) if per_image else x_0.abs().quantile(0.9)
+    s = s.clamp(min=least).view(-1, 1, 1, 1)
+    return x_0.clamp(-s, s) / (s if divide else 1)
+
+
+def sigma_of(lambda_):
+    return (-2 * lambda_).sigmoid().sqrt()
+
+
+def sigma_ratio(start, end):
+    return sigma_of(end) / sigma_of(start)
+
+
+def step(x, x_0, start, end, ratio=sigma_ratio, factor=sigma_of, sign=1):
+    return ratio(start, end) * x + sign * factor(end) * (end.exp() - start.exp()) * x_0
+
+
+def alpha_of(lambda_):
+    return sigma_of(-lambda_)
+
+
+def solver(predict_x_0, x, lambdas, remember=True, twice=False, keep_middle=False):
+    before = None
+    for i in range(len(lambdas) - 1):
+        x_0 = predict_x_0(x, i)
+        if twice:
+            predict_x_0(x, i)
+        h = lambdas.diff()
+        middle = x_0 if before is None else lesson_5.x_0_in_the_middle(x_0, before, h[i], h[i - 1])
+        x = lesson_5.exponential_step(x, middle, lambdas[i], lambdas[i + 1])
+        before = (middle if keep_middle else x_0) if remember else None
+    return x
+
+
+WRONG_5 = {
+    "guide": {
+        "variance is guided": lambda cond, uncond, s, c: uncond + s * (cond - uncond),
+        "which is s - 1": lambda cond, uncond, s, c: guide(cond, uncond, s + 1, c),
+        "expected (2, 6, 4, 4)": lambda cond, uncond, s, c: guide(cond, uncond, s, c)[:, :c],
+        "those of cond": partial(guide, variance="uncond"),
+        "exchanged": lambda cond, uncond, s, c: guide(cond, uncond, 1 - s, c),
+        "no effect": lambda cond, uncond, s, c: cond,
+    },
+    "drop_captions": {
+        "some of their tokens": lambda mask, p: mask & (torch.rand(mask.shape) > p),
+        "shares one random number": lambda mask, p: mask & (torch.rand(1) > p),
+        "wrong way round": lambda mask, p: mask & (torch.rand(len(mask), 1) < p),
+        "became a token": lambda mask, p: torch.ones_like(mask) & (torch.rand(len(mask), 1) > p),
+        "has changed": lambda mask, p: mask.logical_and_(torch.rand(len(mask), 1) > p).clone(),
+    },
+    "dynamic_threshold": {
+        "plain clipping": lambda x_0, percentile: x_0.clamp(-1, 1),
+        "its own percentile": partial(threshold, per_image=False),
+        "at least 1": partial(threshold, least=0.0),
+        "remain": partial(threshold, divide=False),
+        "not clipped at": lambda x_0, p: threshold(x_0, 99),
+    },
+    "exponential_step": {
+        "upside down": partial(step, ratio=lambda start, end: sigma_of(start) / sigma_of(end)),
+        "lacks its factor sigma_end / sigma_start": partial(step, ratio=lambda start, end: 1),
+        "lacks its factor sigma_end.": partial(step, factor=lambda end: 1),
+        "e^end - e^start": partial(step, sign=-1),
+        "exchanged": partial(step, ratio=lambda start, end: alpha_of(end) / alpha_of(start), factor=alpha_of),
+        "must become": lambda x, x_0, start, end: x_0,
+    },
+    "x_0_in_the_middle": {
+        "start of the step": lambda x_0, before, h, h_before: x_0,
+        "end of the step": lambda x_0, before, h, h_before: x_0 + (x_0 - before) * h / h_before,
+        "sign is wrong": lambda x_0, before, h, h_before: x_0 - (x_0 - before) * h / (2 * h_before),
+        "equally long": lambda x_0, before, h, h_before: x_0 + (x_0 - before) / 2,
+        "is 2.9": lambda x_0, before, h, h_before: before,
+    },
+    "dpm_solver": {
+        "80 times": partial(solver, twice=True),
+        "step before it": partial(solver, remember=False),
+        "and should by 4": partial(solver, keep_middle=True),
+        "once per step": lambda predict, x, lambdas: solver(predict, x, lambdas[:-1]),
+        "is off by": lambda predict, x, lambdas: 2 * solver(predict, x, lambdas),
+    },
+}
+
+# -- lesson 6 ------------------------------------------------------------------------------------------------
+
+
+def load_batch(folder, order=sorted, mode="RGB", size=(64, 64), scale=127.5, axes=(2, 0, 1), fit=False):
+    images, captions = [], []
+    for path in order(folder.glob("*.jpg")):
+        image = Image.open(path)
+        image = ImageOps.fit(image.convert(mode), size) if fit else image.convert(mode).resize(size)
+        pixels = torch.from_numpy(np.array(image)).float()
+        images.append(pixels.permute(*axes) / scale - (1 if scale == 127.5 else 0))
+        captions.append(path.with_suffix(".txt").read_text(encoding="utf-8").strip())
+    return torch.stack(images), captions
+
+
+def accumulate(network, loss_fn, batch, parts, zero=True, weigh=True, inside=False):
+    if zero and not inside:
+        network.zero_grad()
+    chunks = list(zip(*(x.chunk(parts) for x in batch)))
+    for chunk in chunks:
+        if inside:
+            network.zero_grad()
+        loss = loss_fn(network, *chunk).mean()
+        (loss / len(chunks) if weigh else loss).backward()
+
+
+def shift_ratio(alpha_bar, by):
+    ratio = alpha_bar / (1 - alpha_bar) / by
+    return ratio / (1 + ratio)
+
+
+WRONG_6 = {
+    "area_downsample": {
+        "three are lost": lambda x, k: x[:, :, ::k, ::k],
+        "the sum": lambda x, k: k**2 * F.avg_pool2d(x, k),
+        "the largest": lambda x, k: F.max_pool2d(x, k),
+        "mixed up": lambda x, k: x.reshape(*x.shape[:2], k * k, x.shape[2] // k, -1).mean(2),
+        "factor of 2 only": lambda x, k: F.interpolate(F.avg_pool2d(x, 2), scale_factor=2 / k),
+    },
+    "shift_alpha_bar": {
+        "alpha_bar itself": lambda a, by: a / by,
+        "the new ratio": lambda a, by: a / (1 - a) / by,
+        "multiplied by 4": lambda a, by: shift_ratio(a, 1 / by),
+        "divided by 2": lambda a, by: shift_ratio(a, by**0.5),
+        "must become 0.25": lambda a, by: a,
+    },
+    "patchify": {
+        "plain reshape": lambda x, k: x.reshape(len(x), -1, x.shape[2] // k, x.shape[3] // k),
+        "one 2x2 square": lambda x, k: F.pixel_unshuffle(x.flip(3), k),
+        "another order": lambda x, k: F.pixel_unshuffle(x, k)[:, [0, 2, 1, 3, *range(4, 12)]],
+        "expected (2, 12, 2, 3)": lambda x, k: F.pixel_unshuffle(x, k).transpose(2, 3),
+    },
+    "load_batch": {
+        "convert('RGB')": lambda folder: load_batch(folder, mode=None),
+        "channels come last": partial(load_batch, axes=(0, 1, 2)),
+        "Sort the files": partial(load_batch, order=lambda paths: sorted(paths, reverse=True)),
+        "[-1, 1]": partial(load_batch, scale=255),
+        "Rows and columns": partial(load_batch, axes=(2, 1, 0)),
+        "do not crop": partial(load_batch, fit=True),
+        "in UTF-8": lambda folder: (load_batch(folder)[0], ["a dog"] * 4),
+        "list of captions": lambda folder: (list(load_batch(folder)[0]), load_batch(folder)[1]),
+    },
+    "accumulate_gradients": {
+        "step before": partial(accumulate, zero=False),
+        "Twice the gradient": partial(accumulate, weigh=False),
+        "between the parts": partial(accumulate, inside=True),
+        "4, 4 and 2": accumulate,
+        "at once": lambda *args: lesson_6.accumulate_gradients(*args[:3], 1),
+        "no gradient": lambda network, loss_fn, batch, parts: network.zero_grad(),
+    },
+}
+
+
+def noisy(x, a, noise):
+    return a**0.5 * x + (1 - a) ** 0.5 * noise
+
+
+def repaint_step(reverse, known, forward, x_t, repeats, last=False, again=True):
+    x = x_t
+    for i in range(repeats):
+        x_prev = known(reverse(x))
+        if i < repeats - 1 or last:
+            x_forward = forward(x_prev)
+            x = x_forward if again else x_t
+    return x_prev
+
+
+def clip_loss(images, captions, scale, normalize=F.normalize, ways=2, factor=1):
+    logits = scale * normalize(images) @ normalize(captions).T
+    right = torch.arange(len(images))
+    return factor * sum(F.cross_entropy(x, right) for x in (logits, logits.T)[:ways]) / ways
+
+
+WRONG_EDITING = {
+    "low_res_input": {
+        "fifteen are lost": lambda x, a, noise: noisy(x[:, :, ::4, ::4], a, noise),
+        "full strength": lambda x, a, noise: F.avg_pool2d(x, 4) + (1 - a) ** 0.5 * noise,
+        "square roots": lambda x, a, noise: a * F.avg_pool2d(x, 4) + (1 - a) * noise,
+        "noise is missing": lambda x, a, noise: F.avg_pool2d(x, 4),
+        "mean of 4x4": lambda x, a, noise: noisy(F.max_pool2d(x, 4), a, noise),
+    },
+    "put_known": {
+        "no noise": lambda x, image, keep, a, noise: torch.where(keep > 0, image, x),
+        "exchanged": lambda x, image, keep, a, noise: torch.where(keep > 0, x, noisy(image, a, noise)),
+        "what was sampled": lambda x, image, keep, a, noise: noisy(image, a, noise),
+        "full strength": lambda x, image, keep, a, noise: torch.where(keep > 0, image + 0.6**0.5 * noise, x),
+    },
+    "repaint_step": {
+        "no forward step after": partial(repaint_step, last=True),
+        "start from the result": partial(repaint_step, again=False),
+        "then put_known": lambda reverse, known, forward, x, n: reverse(x),
+        "wanted is reverse": lambda reverse, known, forward, x, n: known(reverse(x)),
+    },
+    "sdedit_start": {
+        "counts from 0": lambda x, s, a, noise: (round(s * 100), x),
+        "little noise": lambda x, s, a, noise: (round((1 - s) * 100) - 1, x),
+        "noise alone": lambda x, s, a, noise: (round(s * 100) - 1, noise),
+        "eq. 4": lambda x, s, a, noise: (round(s * 100) - 1, x),
+        "t must be": lambda x, s, a, noise: (7, x),
+    },
+    "clip_loss": {
+        "length 1": partial(clip_loss, normalize=lambda x: x),
+        "Only one direction": partial(clip_loss, ways=1),
+        "multiplied by scale": lambda x, y, scale: clip_loss(x, y, 1 / scale),
+        "are added": partial(clip_loss, factor=2),
+        "column i": lambda x, y, scale: clip_loss(x, y.roll(1, 0), scale),
+    },
+}
+WRONG = {1: WRONG_1, 2: WRONG_2, 3: WRONG_3, 4: WRONG_4, 5: WRONG_5, 6: WRONG_6, "editing": WRONG_EDITING}
 
 
 @pytest.mark.parametrize("lesson, name", ALL)
@@ -316,6 +768,10 @@ def blank(x):
     ...
 
 
+@torch.no_grad()
+def blank_below_a_decorator(x): ...
+
+
 def forgetful(x):
     x = 2 * x
 
@@ -349,8 +805,8 @@ def test_a_blank_or_wrong_answer_is_replaced_by_the_reference(answer, verdict, c
 
 
 def test_only_functions_without_code_are_blank():
-    assert is_blank(blank) and is_blank(passes)
-    assert not any(is_blank(f) for f in (double, forgetful, lambda x: x, lambda x: 1))
+    assert is_blank(blank) and is_blank(passes) and is_blank(blank_below_a_decorator)
+    assert not any(is_blank(f) for f in (double, forgetful, lambda x: x, lambda x: 1, partial(blank)))
 
 
 def test_a_wrong_shape_is_named():

@@ -38,6 +38,12 @@ def reference():
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
+@pytest.fixture(autouse=True)
+def in_fp32(monkeypatch):
+    """Sample in fp32 on CPUs with fast bf16, too; pipelines would use bf16 there."""
+    monkeypatch.setattr("common.device.has_fast_bf16", lambda device: False)
+
+
 @pytest.fixture(scope="module")
 def inputs():
     """The inputs of the networks that return features, drawn from one generator in this order."""

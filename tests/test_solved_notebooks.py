@@ -13,9 +13,16 @@ from nbclient import NotebookClient
 from common.files import ROOT
 
 NOTEBOOKS = {
-    "lesson_01_ddpm/ddpm.ipynb": 7,
-    "lesson_02_improved_ddpm/improved_ddpm.ipynb": 6,
-    "lesson_03_adm/adm.ipynb": 7,
+    "lesson_01_ddpm/ddpm.ipynb": 9,
+    "lesson_02_improved_ddpm/improved_ddpm.ipynb": 8,
+    "lesson_03_adm/adm.ipynb": 8,
+    "lesson_04_text_conditioning/text_conditioning.ipynb": 6,
+    "lesson_05_cfg/cfg.ipynb": 3,
+    "lesson_05_cfg/fast_sampling.ipynb": 3,
+    "lesson_06_miniglide/miniglide.ipynb": 5,
+    "lesson_06_miniglide/upsampling.ipynb": 1,
+    "lesson_06_miniglide/editing.ipynb": 3,
+    "lesson_06_miniglide/clip_guidance.ipynb": 1,
 }
 
 
