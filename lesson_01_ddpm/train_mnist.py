@@ -30,7 +30,7 @@ class Config(DigitsConfig):
     eval_steps: SamplingSteps = 100  # ancestral steps per sample that is measured
     num_eval: SampleCount = 500  # samples that are measured
 
-    default_minutes = 8.0
+    default_minutes = 45.0  # for slow machines
 
 
 def run(config: Config, data: tuple[Digits, Digits]) -> nn.Module:

@@ -40,7 +40,7 @@ class Config(DigitsConfig):
     num_eval: SampleCount = 500  # samples that are measured
 
     immutable_on_resume = ("objective", "schedule")
-    default_minutes = 8.0
+    default_minutes = 45.0  # for slow machines
 
 
 def make_loss(objective: str, diffusion: GaussianDiffusion) -> Loss:

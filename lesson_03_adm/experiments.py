@@ -41,7 +41,7 @@ from common.results.flops import flop_counter
 from common.results.table import Row
 from common.results.timing import time_interleaved
 from common.sampling import BoundSampler, MakeDenoiser, sample_batches
-from common.training.config import MuonConfig
+from common.training.config import DigitsConfig
 from common.training.trainer import Trainer
 from lesson_01_ddpm.diffusion import ddpm_sample, training_loss
 from lesson_02_improved_ddpm import model as lesson_2
@@ -122,8 +122,8 @@ def new_network(unet_config: ADMConfig, config: ExperimentConfig) -> nn.Module:
 def train_classes(
     config: ExperimentConfig, data: tuple[Digits, Digits], variant: str, network: nn.Module, **settings: Any
 ) -> nn.Module:
-    """Train a class-conditional network and return its average. settings: of its `MuonConfig`."""
-    settings["config_class"] = MuonConfig
+    """Train a class-conditional network and return its average. settings: of its `DigitsConfig`."""
+    settings["config_class"] = DigitsConfig
     validation = data[1].batch(torch.arange(NUM_VALIDATION))
     return train_variant(LESSON, config, variant, network, loss_of_classes, data[0], validation, **settings)
 
@@ -137,7 +137,7 @@ def variants() -> dict[str, ADMConfig]:
 
 def seconds_per_step(digits: Digits, config: ExperimentConfig) -> dict[str, float]:
     """Return the median time of a training step of each variant, measured interleaved."""
-    train_config = MuonConfig(device=config.device)
+    train_config = DigitsConfig(device=config.device)
     steps = {}
     for name, unet_config in variants().items():
         trainer = Trainer(new_network(unet_config, config), loss_of_classes, digits, train_config)

@@ -15,7 +15,7 @@ from common.digits.evaluation import evaluate, format_metrics, reference_for
 from common.digits.mnist import Digits, load_splits
 from common.plotting import plot_grid
 from common.sampling import sample_batches
-from common.training.config import MuonConfig
+from common.training.config import DigitsConfig
 from common.training.run_dir import RunDir, saved_config
 from common.training.train import train
 from lesson_01_ddpm.diffusion import training_loss
@@ -26,7 +26,7 @@ from lesson_03_adm.model import IMAGE_SHAPE, LESSON, build_model, class_denoiser
 
 
 @dataclass(frozen=True)
-class Config(MuonConfig):
+class Config(DigitsConfig):
     """Lesson 3: train a diffusion model of handwritten digits that draws the digit you name."""
 
     sample_steps: SamplingSteps = 100  # ancestral steps per sample

@@ -18,7 +18,7 @@ from common.digits.mnist import Digits, load_splits
 from common.plotting import plot_grid
 from common.protocols import TextToImageNetwork
 from common.sampling import sample_batches
-from common.training.config import MuonConfig
+from common.training.config import DigitsConfig
 from common.training.run_dir import RunDir, saved_config
 from common.training.train import train
 from lesson_01_ddpm.diffusion import training_loss
@@ -35,7 +35,7 @@ from lesson_04_text_conditioning.velocity import loss_hybrid_velocity
 
 
 @dataclass(frozen=True)
-class Config(MuonConfig):
+class Config(DigitsConfig):
     """Lesson 4: train a text-to-image model of coloured digits."""
 
     sample_steps: SamplingSteps = 100  # ancestral steps per sample

@@ -29,7 +29,7 @@ from common.results.experiments import (
     save_losses,
     with_default_steps,
 )
-from common.training.config import MuonConfig
+from common.training.config import DigitsConfig
 from common.training.metrics_csv import read_metrics
 from lesson_01_ddpm.diffusion import clamp_x_0, uniform_timesteps
 from lesson_04_text_conditioning.captioned_mnist import PROMPTS
@@ -57,7 +57,7 @@ from lesson_05_cfg.timesteps import sample_noisy_timesteps
 SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
 STEPS = (5, 10, 15, 20, 50)
 INTERVALS = ((0, 999), (0, 499), (500, 999), (250, 749), (0, 749), (250, 999))
-LEARNING_RATES = {"muon": MuonConfig.learning_rate, "adamw": 1.5e-3}
+LEARNING_RATES = {"muon": DigitsConfig.learning_rate, "adamw": 1.5e-3}
 BUDGETS = (350, 700, 1400, 2800)  # training steps
 SCALE = 3  # guidance scale, unless an experiment says otherwise
 BEST_SCALE = 2  # guidance scale with the best FID

@@ -20,7 +20,7 @@ from common.digits.evaluation import Reference, evaluate, format_metrics, refere
 from common.digits.mnist import Digits, load_splits
 from common.plotting import plot_grid
 from common.protocols import Model, TextToImageNetwork
-from common.training.config import MuonConfig
+from common.training.config import DigitsConfig
 from common.training.run_dir import RunDir, saved_config
 from common.training.train import train
 from lesson_01_ddpm.model import SamplingSteps
@@ -41,7 +41,7 @@ PREVIEW_SCALE = 3  # guidance scale of the previews during training
 
 
 @dataclass(frozen=True)
-class Config(MuonConfig):
+class Config(DigitsConfig):
     """Lesson 5: train a text-to-image model of coloured digits for classifier-free guidance."""
 
     # fraction of captions replaced by the empty one

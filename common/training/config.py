@@ -46,19 +46,13 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DigitsConfig(TrainConfig):
-    """Settings of a training run on digits."""
-
-    dataset: str = "auto"  # auto (MNIST if available, else synthetic digits), mnist or synthetic
-    data_dir: str | None = None  # the folder above MNIST/raw; default $LESSONS_DATA, else a download to data/
-
-
-@dataclass(frozen=True)
-class MuonConfig(DigitsConfig):
-    """Settings of lessons 3 to 5, which train with Muon."""
+    """Settings of lessons 1 to 5, which share one optimizer and batch size."""
 
     batch_size: PositiveInt = 32  # images per step
     learning_rate: PositiveFloat = 4e-3  # peak value, after a linear warm-up and before a cosine decay
     optimizer: Literal["adamw", "muon"] = "muon"  # adamw needs a batch of 64 and a learning rate of 1.5e-3
+    dataset: str = "auto"  # auto (MNIST if available, else synthetic digits), mnist or synthetic
+    data_dir: str | None = None  # the folder above MNIST/raw; default $LESSONS_DATA, else a download to data/
 
 
 def config_from_dict(config_type: type, values: dict[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from common.protocols import Denoiser, Loss, Sampler, TextToImageNetwork, Tokeni
 from common.results.experiments import ExperimentConfig, open_table, sample_metrics, train_variant
 from common.results.table import ResultsTable
 from common.sampling import sample_batches
-from common.training.config import MuonConfig, TrainConfig
+from common.training.config import DigitsConfig, TrainConfig
 from common.training.train import Network
 from lesson_02_improved_ddpm.model import make_diffusion
 from lesson_04_text_conditioning.captioned_mnist import TokenizedDigits, train_tokenizer, validation_batch
@@ -65,7 +65,7 @@ def train_captioned(
     *,
     tokenizer: Tokenizer | None = None,
     lr_scales: dict[str, float] = LR_SCALES,
-    config_class: type[TrainConfig] = MuonConfig,
+    config_class: type[TrainConfig] = DigitsConfig,
     **settings: Any,
 ) -> Network:
     """Train one variant on captioned digits and return its averaged network; resume it if it was interrupted.
