@@ -47,6 +47,7 @@ COLUMN_TITLES: dict[str, Title] = {
     "fid": ("FID", ".2f"),
     "fid_floor": ("FID of real images", ".2f"),
     "kid": ("KID", ".2f"),
+    "kid_error": ("error of KID", ".2f"),
     "diversity": ("diversity (real: 1)", ".2f"),
     "n": "n",
 }
@@ -117,8 +118,8 @@ def describe_training(metrics: Mapping[str, Any]) -> str:
     """Return a sentence with the command, duration, hardware and size of a published run."""
     machine, threads = metrics["machine"], metrics["machine"]["cpu_threads"]
     hardware = machine.get("gpu", f"{threads} CPU thread{'s' * (threads > 1)}")
-    text = f"`{metrics['command']}`: {metrics['minutes']:.1f} minutes of training on {hardware}, "
-    return text + f"{metrics['parameters']:,} parameters."
+    minutes = f"{metrics['minutes']:.1f} minutes of training on {hardware}, " if "minutes" in metrics else ""
+    return f"`{metrics['command']}`: {minutes}{metrics['parameters']:,} parameters."
 
 
 def markdown_table(
@@ -183,16 +184,18 @@ def format_cell(value: Any, spec: str = "") -> str:
 def lesson_summary(columns: Sequence[str] | None = None) -> str:
     """Return a table of what each lesson on digits achieved, one row per lesson; of a sweep, s = 3.
 
-    columns: default all of them.
+    A run in results/default counts instead of the published one: that of the lesson's own command, if the
+    pretrained weights had a longer training. columns: default all of them.
     """
     rows: list[dict[str, Any]] = []
     for file in sorted(ROOT.glob("lesson_*/results/metrics.json")):
-        metrics = read_json(file)
+        default = file.parent / "default/metrics.json"
+        metrics = read_json(default if default.exists() else file)
         sweep = metrics.get("sweep", [metrics])
         row = next((row for row in sweep if row.get("guidance_scale") == SUMMARY_SCALE), metrics)
         if "confident" not in row:  # other lessons draw other images and are measured in other features
             continue
         rows.append({"lesson": file.parent.parent.name, "parameter_count": metrics["parameters"]})
-        rows[-1] |= {"training_steps": metrics["steps"], "minutes_of_training": metrics["minutes"]}
+        rows[-1] |= {"training_steps": metrics["steps"], "minutes_of_training": metrics.get("minutes")}
         rows[-1] |= {name: row.get(name) for name in SUMMARY_METRICS}
     return markdown_table(rows, COLUMN_TITLES, columns or list(rows[0])) if rows else NOT_PUBLISHED
