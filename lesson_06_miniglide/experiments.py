@@ -5,6 +5,7 @@
     inpainting     a network trained to inpaint, and RePaint, on the same masked regions
     retrieval      how much noise CLIP can read through, on captioned digits; retrieval_of_shapes: on shapes
     clip_guidance  CLIP's gradient next to classifier-free guidance, on digits; clip_guidance_of_shapes
+    flow_matching  flow matching next to diffusion, on digits, at 5 to 20 network evaluations
 
 Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
 """
@@ -13,7 +14,13 @@ from dataclasses import dataclass
 
 from common.cli import run_command
 from common.results.experiments import ExperimentConfig, by_name, run_experiment
-from lesson_06_miniglide.studies import clip_guidance_study, clip_study, editing_study, shapes_study
+from lesson_06_miniglide.studies import (
+    clip_guidance_study,
+    clip_study,
+    editing_study,
+    flow_study,
+    shapes_study,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ EXPERIMENTS = by_name(
         clip_study.retrieval_of_shapes,
         clip_guidance_study.clip_guidance,
         clip_guidance_study.clip_guidance_of_shapes,
+        flow_study.flow_matching,
     )
 )
 

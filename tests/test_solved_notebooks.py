@@ -23,6 +23,7 @@ NOTEBOOKS = {
     "lesson_06_miniglide/upsampling.ipynb": 1,
     "lesson_06_miniglide/editing.ipynb": 3,
     "lesson_06_miniglide/clip_guidance.ipynb": 1,
+    "lesson_06_miniglide/flow_matching.ipynb": 3,
 }
 
 
