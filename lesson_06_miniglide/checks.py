@@ -15,11 +15,15 @@ from common.exercises import WrongAnswer, allclose, expect_shape, numbered
 
 @numbered("6.2")
 def area_downsample(answer: Callable) -> None:
-    """Compare with average pooling."""
+    """Compare with average pooling, also of areas that are not square."""
     torch.manual_seed(0)
-    images = torch.randn(2, 3, 8, 12)
-    result = answer(images, 2)
-    expect_shape(result, (2, 3, 4, 6))
+    images = torch.randn(2, 3, 8, 8)
+    result = answer(images, 4)
+    if isinstance(result, Tensor) and result.shape == (2, 3, 2, 2):
+        raise WrongAnswer(
+            "Its sides are divided by size. size is the number of pixels per side of the result."
+        )
+    expect_shape(result, (2, 3, 4, 4))
     if allclose(result, images[:, :, ::2, ::2]):
         raise WrongAnswer("One pixel of each 2x2 is kept, and three are lost. Take the mean of all four.")
     if allclose(result, F.avg_pool2d(images, 2) * 4):
@@ -30,8 +34,14 @@ def area_downsample(answer: Callable) -> None:
         raise WrongAnswer(
             "The pixels are mixed up: each result is the mean of a square of neighboring pixels."
         )
-    if not allclose(answer(images, 4), F.avg_pool2d(images, 4)):
-        raise WrongAnswer("It works for a factor of 2 only.")
+    wide = torch.randn(2, 3, 8, 12)
+    for size, area in ((2, (4, 6)), (4, (2, 3))):
+        result = answer(wide, size)
+        expect_shape(result, (2, 3, size, size))
+        if not allclose(result, F.avg_pool2d(wide, area)):
+            raise WrongAnswer(
+                f"Of 8x12 pixels, size = {size} must take the means of {area[0]}x{area[1]} each."
+            )
 
 
 @numbered("6.3")

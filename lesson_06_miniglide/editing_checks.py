@@ -36,7 +36,7 @@ def low_res_input(answer: Callable) -> None:
         raise WrongAnswer("Image and noise must have the factors of x_t, at this alpha_bar.")
 
 
-@numbered("6.8")
+@numbered("6.10")
 def put_known(answer: Callable) -> None:
     """Half of an image is known; its noise must be that of the other half."""
     torch.manual_seed(0)
@@ -59,7 +59,7 @@ def put_known(answer: Callable) -> None:
         raise WrongAnswer("The known pixels need the factors of x_t, at this alpha_bar.")
 
 
-@numbered("6.9")
+@numbered("6.11")
 def repaint_step(answer: Callable) -> None:
     """Numbers in place of images: which functions are called, in which order, on what."""
     calls: list[str] = []
@@ -95,7 +95,7 @@ def repaint_step(answer: Callable) -> None:
         raise WrongAnswer("Each repetition must start from the result of the forward step before it.")
 
 
-@numbered("6.10")
+@numbered("6.12")
 def sdedit_start(answer: Callable) -> None:
     """A quarter, a half, all of 100 steps."""
     torch.manual_seed(0)
@@ -115,7 +115,7 @@ def sdedit_start(answer: Callable) -> None:
             raise WrongAnswer("x_t must be the image with the noise of timestep t, by eq. 4 of lesson 1.")
 
 
-@numbered("6.11")
+@numbered("6.15")
 def clip_loss(answer: Callable) -> None:
     """Compare with the definition, on vectors of any length."""
     torch.manual_seed(0)

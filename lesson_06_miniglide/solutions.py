@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 
-def area_downsample(images: Tensor, factor: int) -> Tensor:
-    """Exercise 6.2: return images whose pixels are means of factor x factor pixels."""
+def area_downsample(images: Tensor, size: int) -> Tensor:
+    """Exercise 6.2: return images [N, C, size, size] of the means of the pixels that each pixel covers."""
     n, c, h, w = images.shape
-    return images.view(n, c, h // factor, factor, w // factor, factor).mean((3, 5))
+    return images.view(n, c, size, h // size, size, w // size).mean((3, 5))
 
 
 def shift_alpha_bar(alpha_bar: Tensor, divide_snr_by: float) -> Tensor:
@@ -52,12 +52,12 @@ def accumulate_gradients(
 
 def low_res_input(image: Tensor, alpha_bar: float, noise: Tensor) -> Tensor:
     """Exercise 6.7: return the low-resolution image that an upsampler sees in training, with noise."""
-    low_res = area_downsample(image, image.shape[-1] // noise.shape[-1])
+    low_res = area_downsample(image, noise.shape[-1])
     return alpha_bar**0.5 * low_res + (1 - alpha_bar) ** 0.5 * noise
 
 
 def put_known(sampled: Tensor, image: Tensor, keep: Tensor, alpha_bar: float, noise: Tensor) -> Tensor:
-    """Exercise 6.8: return x_{t-1} with the known pixels of the image, at its noise level."""
+    """Exercise 6.10: return x_{t-1} with the known pixels of the image, at its noise level."""
     known = alpha_bar**0.5 * image + (1 - alpha_bar) ** 0.5 * noise
     return keep * known + (1 - keep) * sampled
 
@@ -65,7 +65,7 @@ def put_known(sampled: Tensor, image: Tensor, keep: Tensor, alpha_bar: float, no
 def repaint_step(
     reverse_step: Callable, known: Callable, forward_step: Callable, x_t: Tensor, repeats: int
 ) -> Tensor:
-    """Exercise 6.9: take a reverse step several times, going back by a forward step in between."""
+    """Exercise 6.11: take a reverse step several times, going back by a forward step in between."""
     for i in range(repeats):
         x_prev = known(reverse_step(x_t))
         if i < repeats - 1:
@@ -74,13 +74,13 @@ def repaint_step(
 
 
 def sdedit_start(image: Tensor, strength: float, alpha_bar: Tensor, noise: Tensor) -> tuple[int, Tensor]:
-    """Exercise 6.10: return the timestep where SDEdit starts, and the image with its noise."""
+    """Exercise 6.12: return the timestep where SDEdit starts, and the image with its noise."""
     t = round(strength * len(alpha_bar)) - 1
     return t, alpha_bar[t] ** 0.5 * image + (1 - alpha_bar[t]) ** 0.5 * noise
 
 
 def clip_loss(images: Tensor, captions: Tensor, scale: float) -> Tensor:
-    """Exercise 6.11: return CLIP's loss for vectors [N, D], row i of one belonging to row i of the other."""
+    """Exercise 6.15: return CLIP's loss for vectors [N, D], row i of one belonging to row i of the other."""
     logits = scale * F.normalize(images, dim=1) @ F.normalize(captions, dim=1).T
     correct = torch.arange(len(images))
     return (F.cross_entropy(logits, correct) + F.cross_entropy(logits.T, correct)) / 2

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from lesson_05_cfg import solutions as lesson_5
 from lesson_06_miniglide import checks as checks_6
 from lesson_06_miniglide import editing_checks
 from lesson_06_miniglide import solutions as lesson_6
+from lesson_06_miniglide.flow import checks as flow_checks
+from lesson_06_miniglide.flow import solutions as flow_solutions
 
 LESSONS = {
     1: (checks_1, lesson_1),
@@ -36,6 +39,7 @@ LESSONS = {
     5: (checks_5, lesson_5),
     6: (checks_6, lesson_6),
     "editing": (editing_checks, lesson_6),
+    "flow": (flow_checks, flow_solutions),
 }
 
 
@@ -54,7 +58,7 @@ ALL = [(lesson, name) for lesson in LESSONS for name in exercises(lesson)]
 
 
 def test_the_number_of_exercises():
-    assert [len(exercises(lesson)) for lesson in LESSONS] == [9, 8, 8, 6, 6, 5, 5]
+    assert [len(exercises(lesson)) for lesson in LESSONS] == [9, 8, 8, 6, 6, 5, 5, 3]
 
 
 @pytest.mark.parametrize("lesson, name", ALL)
@@ -636,11 +640,12 @@ def shift_ratio(alpha_bar, by):
 
 WRONG_6 = {
     "area_downsample": {
-        "three are lost": lambda x, k: x[:, :, ::k, ::k],
-        "the sum": lambda x, k: k**2 * F.avg_pool2d(x, k),
-        "the largest": lambda x, k: F.max_pool2d(x, k),
-        "mixed up": lambda x, k: x.reshape(*x.shape[:2], k * k, x.shape[2] // k, -1).mean(2),
-        "factor of 2 only": lambda x, k: F.interpolate(F.avg_pool2d(x, 2), scale_factor=2 / k),
+        "three are lost": lambda x, size: x[:, :, :: x.shape[2] // size, :: x.shape[3] // size],
+        "the sum": lambda x, size: F.adaptive_avg_pool2d(x, size) * x[0, 0].numel() / size**2,
+        "the largest": lambda x, size: F.adaptive_max_pool2d(x, size),
+        "mixed up": lambda x, size: x.reshape(*x.shape[:2], -1, size, size).mean(2),
+        "divided by size": lambda x, size: F.avg_pool2d(x, size),
+        "means of 4x6 each": lambda x, size: F.avg_pool2d(x[..., :8], 8 // size),
     },
     "shift_alpha_bar": {
         "alpha_bar itself": lambda a, by: a / by,
@@ -731,7 +736,64 @@ WRONG_EDITING = {
         "column i": lambda x, y, scale: clip_loss(x, y.roll(1, 0), scale),
     },
 }
-WRONG = {1: WRONG_1, 2: WRONG_2, 3: WRONG_3, 4: WRONG_4, 5: WRONG_5, 6: WRONG_6, "editing": WRONG_EDITING}
+
+
+def flow_loss(network, x_0, s, noise, factors=lambda w: (1 - w, w), target=None, time=lambda s: s):
+    image_factor, noise_factor = factors(s.view(-1, 1, 1, 1))
+    target = noise - x_0 if target is None else target(x_0, noise)
+    return (network(image_factor * x_0 + noise_factor * noise, time(s)) - target).square().mean((1, 2, 3))
+
+
+def euler(velocity, x, times, sign=1, at_end=False, fixed=False, last=False):
+    start = x
+    for s, s_next in pairwise(times):
+        x = x + sign * (s_next - s) * velocity(start if fixed else x, s_next if at_end else s)
+    return x + 0 * velocity(x, times[-1]) if last else x
+
+
+def to_flow(x_t, eps_hat, alpha_bar, s=None, divide=True, sign=1):
+    good_s, x_s, velocity = flow_solutions.flow_from_diffusion(x_t, eps_hat, alpha_bar)
+    return good_s if s is None else s(alpha_bar), x_s if divide else x_t, sign * velocity
+
+
+WRONG_FLOW = {
+    "flow_loss": {
+        "are exchanged": partial(flow_loss, factors=lambda w: (w, 1 - w)),
+        "square roots": partial(flow_loss, factors=lambda w: ((1 - w).sqrt(), w.sqrt())),
+        "point of the line": partial(flow_loss, factors=lambda w: (1, w)),
+        "also be given tau": partial(flow_loss, time=lambda s: 1 - s),
+        "from the noise to the image": partial(flow_loss, target=lambda x_0, noise: x_0 - noise),
+        "Your target is the noise": partial(flow_loss, target=lambda x_0, noise: noise),
+        "Your target is the image": partial(flow_loss, target=lambda x_0, noise: x_0),
+        "expected (4,)": lambda *args: flow_loss(*args).mean(),
+    },
+    "euler": {
+        "wrong way": partial(euler, sign=-1),
+        "three steps between": partial(euler, last=True),
+        "must fall by 1": partial(euler, sign=2),
+        "Take it at its start": partial(euler, at_end=True),
+        "not at the first one": partial(euler, fixed=True),
+    },
+    "flow_from_diffusion": {
+        "tau = 1 - alpha_bar": partial(to_flow, s=lambda a: 1 - a),
+        "tau = sigma": partial(to_flow, s=lambda a: (1 - a).sqrt()),
+        "must solve": partial(to_flow, s=lambda a: a / 2),
+        "as it is": partial(to_flow, divide=False),
+        "wrong sign": partial(to_flow, sign=-1),
+        "three values": lambda *args: to_flow(*args)[2],
+        "eps_hat minus": partial(to_flow, sign=2),
+    },
+}
+WRONG = {
+    1: WRONG_1,
+    2: WRONG_2,
+    3: WRONG_3,
+    4: WRONG_4,
+    5: WRONG_5,
+    6: WRONG_6,
+    "editing": WRONG_EDITING,
+    "flow": WRONG_FLOW,
+}
 
 
 @pytest.mark.parametrize("lesson, name", ALL)
