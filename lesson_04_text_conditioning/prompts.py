@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from common.cli import PositiveInt
 from common.errors import UserError
+from common.files import read_text
 from common.sampling import SampleConfig
 
 
@@ -34,17 +34,17 @@ class PromptConfig(SampleConfig):
 
 
 def is_text(prompt: str) -> bool:
-    """Return False if the command line contained bytes that are not UTF-8."""
-    return prompt == prompt.encode(errors="replace").decode()
+    """Return False if a prompt comes from bytes that are not UTF-8: UTF-16 is full of zeros."""
+    return "\0" not in prompt and prompt == prompt.encode(errors="replace").decode()
 
 
 def read_prompts(path: str) -> list[str]:
-    """Return the lines of a file that are not empty. Raises UserError if there are none or not in UTF-8."""
+    """Return the lines of a file that are not empty. Raises UserError if there are none, or no text."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except OSError as error:
         raise UserError(f"--prompts-file {path} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise UserError(f"--prompts-file {path} is not a text file in UTF-8") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:

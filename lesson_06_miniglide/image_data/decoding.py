@@ -4,11 +4,12 @@ Whatever is unusual about an image or a caption is returned as a note. The notes
 """
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from lesson_06_miniglide.image_data.layouts import Record
+from lesson_06_miniglide.image_data.records import Caption, EncodedRecord, Record, all_captions
 
 LONG_CAPTION = 1000  # characters
 BICUBIC = Image.Resampling.BICUBIC
@@ -29,7 +30,8 @@ def decode(data_dir: Path, record: Record, size: int, resize: str) -> tuple[byte
     if record.problem:
         return None, [record.problem]
     try:
-        with Image.open(data_dir / record.image) as file:
+        encoded = BytesIO(record.data) if isinstance(record, EncodedRecord) else None
+        with Image.open(encoded or data_dir / record.image) as file:
             # A large JPEG is decoded at a half, a quarter or an eighth of its size, which is much faster.
             file.draft(None, (2 * size, 2 * size))  # type: ignore[arg-type]  # None keeps the mode
             notes = [MODE_NOTES[file.mode]] if file.mode in MODE_NOTES else []
@@ -54,11 +56,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def clean_captions(caption: Caption) -> tuple[Caption, list[str]]:
+    """Return an image's caption or its captions without empty and repeated ones, and what was unusual."""
+    cleaned = [clean_caption(text) for text in all_captions(caption)]
+    texts = list(dict.fromkeys(text for text, _ in cleaned if text))
+    notes = list(dict.fromkeys(note for _, found in cleaned for note in found))
+    return tuple(texts) if len(texts) > 1 else "".join(texts), notes
+
+
 def clean_caption(caption: str) -> tuple[str, list[str]]:
     """Return the caption on one line, and what was unusual about it. Any text is allowed, even none."""
     # Half of a surrogate pair cannot be encoded; it becomes a question mark.
-    caption = " ".join(caption.encode(errors="replace").decode().split())
-    checks = {
+    encodable = caption.encode(errors="replace").decode()
+    checks = {"caption with letters that do not exist": encodable != caption}
+    caption = " ".join(encodable.split())
+    checks |= {
         "empty caption": not caption,
         "long caption": len(caption) > LONG_CAPTION,
         "caption with other letters than ASCII": not caption.isascii(),

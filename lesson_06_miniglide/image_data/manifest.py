@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from lesson_06_miniglide.image_data.layouts import BENIGN_PROBLEMS
+from lesson_06_miniglide.image_data.records import BENIGN_PROBLEMS
 
 MAX_BROKEN = 0.05  # fraction of the records that may be broken
 
@@ -26,25 +26,23 @@ def format_manifest(manifest: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def check_broken(
-    manifest: dict[str, Any], folder: Path, data_dir: str | Path, allow_broken: bool = False
-) -> None:
+def check_broken(manifest: dict[str, Any], folder: Path, flag: str, allow_broken: bool = False) -> None:
     """Raise UserError if there is no image, or if more than MAX_BROKEN of the records are broken.
 
-    Dead links and images without a caption are not counted as broken. folder: of the cache.
+    Dead links and images without a caption are not counted as broken. folder: of the cache. flag: of the
+    data set, with its value.
     """
     skipped = manifest["skipped"]
     broken = {note: names for note, names in skipped.items() if note not in BENIGN_PROBLEMS}
     present = manifest["records"] - sum(len(skipped.get(note, [])) for note in BENIGN_PROBLEMS)
     fraction = sum(map(len, broken.values())) / max(1, present)
     full_list = f"{folder / 'manifest.json'} lists them all"
+    examples = [f" (the first: {names[0]}, {note})" for note, names in (broken or skipped).items()] or [""]
     if not manifest["images"]:
-        raise UserError(
-            f"--data-dir {data_dir}: none of its {manifest['records']} images can be used; {full_list}"
-        )
+        reason = f"none of its {manifest['records']} records can be used{examples[0]}"
+        raise UserError(f"{flag}: {reason}; {full_list}")
     if fraction > MAX_BROKEN and not allow_broken:
-        note, names = next(iter(broken.items()))
         raise UserError(
-            f"--data-dir {data_dir}: {fraction:.1%} of its records are broken "
-            f"(the first: {names[0]}, {note}); {full_list}; --allow-broken uses the rest"
+            f"{flag}: {fraction:.1%} of its records are broken{examples[0]}; {full_list}; "
+            "--allow-broken uses the rest"
         )

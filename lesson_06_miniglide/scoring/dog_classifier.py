@@ -107,7 +107,8 @@ def load_dogs(
 
     Raises UserError if there are photos of other breeds than the given ones.
     """
-    images, captions = load_cache(folder, dogs=True, cache_dir=cache_dir)
+    images, loaded = load_cache(folder, dogs=True, cache_dir=cache_dir)
+    captions = [str(caption) for caption in loaded]  # a dog has one
     breeds = list(breeds or sorted(set(captions)))
     if unknown := set(captions) - set(breeds):
         raise UserError(f"--test-dir holds {', '.join(sorted(unknown))}, which --dogs-dir does not")
@@ -119,7 +120,7 @@ def main(config: Config) -> None:
     dogs, labels, breeds = load_dogs(config.dogs_dir, config.cache_dir)
     test_dogs, test_labels, _ = load_dogs(config.test_dir, config.cache_dir, breeds)
     others, captions = load_cache(config.others_dir, cache_dir=config.cache_dir)
-    others = others[[not any(breed.lower() in c.lower() for breed in breeds) for c in captions]]
+    others = others[[not any(breed.lower() in str(c).lower() for breed in breeds) for c in captions]]
     is_test = np.arange(len(others)) % TEST_EVERY == 0
     images, test_others = np.concatenate([dogs, others[~is_test]]), others[is_test]
     num_others = len(images) - len(dogs)
