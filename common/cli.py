@@ -1,5 +1,7 @@
 """From a configuration dataclass to a command: parse flags, check them, answer bad input in one line."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -42,6 +44,53 @@ GuidanceScale = Annotated[
 ]
 
 
+@contextlib.contextmanager
+def forgiving_streams() -> Iterator[None]:
+    """Print what is possible: no print raises because of a closed pipe, a full disk or a narrow encoding."""
+    streams = [ForgivingStream(stream) if stream else None for stream in (sys.stdout, sys.stderr)]
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        try:
+            yield
+        finally:
+            for stream in filter(None, streams):
+                stream.flush()  # here, where a failure is forgiven, and not when the interpreter ends
+
+
+class ForgivingStream:
+    """A text stream that escapes what its encoding lacks, and drops everything once it cannot be written."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write what can be written, and return the length of `text`."""
+        try:
+            self.stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self.stream.encoding
+            self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except OSError:
+            self.drop()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self.drop()
+
+    def drop(self) -> None:
+        """Let the stream's file be the null device."""
+        with contextlib.suppress(OSError):  # a stream of a test or a notebook may have no file
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.stream.fileno())
+            os.close(null)
+
+
+@forgiving_streams()
 def run_command(
     main: Callable[[Any], object],
     config_type: type[Config],
@@ -52,7 +101,7 @@ def run_command(
 
     saved_config: (path, config_type) -> config. With `--resume path`, flags that are not given keep the
     values of that configuration. A UserError, or running out of GPU memory, ends in one line on stderr and
-    exit code 2; Ctrl-C in exit code 130.
+    exit code 2; Ctrl-C in exit code 130. Output that cannot be printed ends nothing.
     """
     keep_freed_memory()
     config: Any = None

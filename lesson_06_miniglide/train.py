@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from common.cli import run_command
+from common.device import check_compiler
 from common.errors import UserError
 from common.plotting import plot_grid
 from common.protocols import Model
@@ -27,7 +28,7 @@ from common.training.checkpoints import (
 )
 from common.training.run_dir import Recorder, RunDir, saved_config
 from lesson_05_cfg.guidance import caption_loss, drop_captions
-from lesson_06_miniglide.image_data.captioned_images import CaptionedImages, load_images
+from lesson_06_miniglide.image_data.captioned_images import HUB_CACHES, CaptionedImages, load_images
 from lesson_06_miniglide.image_data.tokenizers import make_tokenizer
 from lesson_06_miniglide.model import build_model, resolve_configs
 from lesson_06_miniglide.networks.frozen_t5 import CachedTextEncoder, FrozenEncoder
@@ -44,7 +45,9 @@ PREVIEW_SCALES = (1, 3, 6)  # guidance scales of the previews during training
 def earlier_weights(config: Config) -> tuple[dict[str, Tensor] | None, dict[str, Any] | None]:
     """Return weights and metadata of the run to resume or to start from; (None, None) for a new one."""
     if config.resume:
-        return load_weights(find_training_state(config.resume).with_suffix(".safetensors"), LESSON)
+        return load_weights(
+            find_training_state(config.resume).with_suffix(".safetensors"), LESSON, "--resume"
+        )
     if not config.init_from:
         return None, None
     if config.text_encoder or config.vocabulary:
@@ -69,12 +72,14 @@ def choose_tokenizer(
 def with_cache(config: Config, encoder: FrozenEncoder) -> Any:
     """Keep a frozen encoder's states next to the decoded images; those of shapes are not kept."""
     folder = config.cache_dir or (Path(config.data_dir) / ".cache" if config.data_dir else None)
+    folder = folder or (HUB_CACHES if config.dataset_name else None)
     return CachedTextEncoder(encoder, folder) if folder else encoder
 
 
 def reference_csv(config: Config) -> Path | None:
     """Return metrics.csv of the pretrained run whose loss is comparable with this one's, if there is one."""
-    if config.preset != "tiny" or config.no_vlb or (config.data_dir and not config.dogs):
+    own_images = (config.data_dir or config.dataset_name) and not config.dogs
+    if config.preset != "tiny" or config.no_vlb or own_images:
         return None
     return results_dir(LESSON, "dogs" if config.dogs else None) / "metrics.csv"
 
@@ -124,6 +129,7 @@ def run(config: Config, images: CaptionedImages, rank: int = 0, world: int = 1) 
         text_config, encoder = tokenizer.config(text_config.width), with_cache(config, tokenizer)
     else:
         text_config, encoder = replace(text_config, vocab_size=tokenizer.vocab_size), tokenizer
+    photos = images
     images, validation_images = local_main_first(images.tokenized, encoder).split(config.validation_fraction)
 
     torch.manual_seed(config.seed)
@@ -150,7 +156,7 @@ def run(config: Config, images: CaptionedImages, rank: int = 0, world: int = 1) 
         name = f"{images.name}, {len(images)} images"
         run_dir = RunDir(LESSON, config, name, keep_last=3 if config.delcheck else None)
         run_dir.reference_csv, state = reference_csv(config), run_dir.state
-        callbacks = [Recorder(run_dir, metadata, preview, preview_every=config.sample_every)]
+        callbacks = [Recorder(run_dir, metadata, preview, preview_every=config.sample_every, data=photos)]
     elif config.resume:
         state = load_training_state(find_training_state(config.resume))
     validation = validation_images.first(256) if len(validation_images) else None
@@ -181,6 +187,8 @@ def run(config: Config, images: CaptionedImages, rank: int = 0, world: int = 1) 
 def main(config: Config) -> None:
     config = resolved(config)
     resolve_configs(config)
+    if config.compile:
+        check_compiler(config.device)
     rank, world = init_distributed(config.device)
     run(config, local_main_first(load_images, config), rank, world)
 

@@ -147,8 +147,12 @@ def test_a_run_resumed_from_an_older_checkpoint_replaces_the_later_ones(tmp_path
 
 def test_a_state_that_does_not_fit_is_refused(tmp_path):
     run, _ = run_line(tmp_path, steps=2)
-    with pytest.raises(UserError, match=r"--resume: the saved state does not fit these settings \(.*param"):
+    with pytest.raises(UserError, match=r"--resume .*: --optimizer was adamw and cannot change"):
         run_line(tmp_path, steps=4, resume=str(run.folder), out=None, optimizer="muon")
+    state = final_state(run.folder)
+    state["optimizer"]["param_groups"][0]["params"].pop()
+    with pytest.raises(UserError, match=r"--resume: the saved state does not fit these settings \(.*param"):
+        trainer_of_line(steps=4, state=state)
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
@@ -440,6 +444,22 @@ def test_metrics_record_the_learning_rate_of_each_step(tmp_path):
         rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
     expected = [0.5 * learning_rate_factor(step, step / 30) for step in range(30)]
     assert rates == pytest.approx(expected, rel=1e-4)
+
+
+def test_short_runs_reach_their_learning_rate_and_long_ones_warm_up_for_100_steps():
+    """Without a warm-up there is the cosine, which ends at 0; after 5 % of the budget it is at 0.994."""
+
+    def cosine(progress):
+        return 0.5 + 0.5 * math.cos(math.pi * progress)
+
+    for steps in (40, 100, 1000):
+        factors = [learning_rate_factor(step, step / steps) for step in range(steps)]
+        assert max(factors) == cosine(0.05) and max(factors) > 0.99
+        assert factors[steps // 20 :] == [cosine(step / steps) for step in range(steps // 20, steps)]
+        assert factors[: steps // 20] == sorted(factors[: steps // 20]) and factors[0] == 0.01
+    for steps in (2000, 2001, 4000, 30_000):
+        expected = [min(1, (step + 1) / 100) * cosine(step / steps) for step in range(2000)]
+        assert [learning_rate_factor(step, step / steps) for step in range(2000)] == expected
 
 
 def test_time_limit_ends_the_run_and_the_decay_follows_the_time(tmp_path):

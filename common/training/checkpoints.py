@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ def load_weights(
     """Return weights in float32 and their metadata, from a file or the latest checkpoint of a run's folder.
 
     lesson: the lesson that the weights must come from; None accepts any lesson. flag: named in errors. Raises
-    UserError if there is nothing to load, if the file is broken, or if it belongs to another lesson.
+    UserError if there is nothing to load, if the file is broken or holds values that are not finite, or if it
+    belongs to another lesson.
     """
     path = latest_checkpoint(Path(checkpoint), "safetensors", flag)
     if not path.exists():
@@ -46,6 +47,7 @@ def load_weights(
         origin = metadata.get("lesson", "no lesson of this series")
         hint = f"; try python {origin}/sample.py" if "lesson" in metadata else ""
         raise UserError(f"{flag} {path} comes from {origin}, not from {lesson or 'one'}{hint}")
+    refuse_non_finite(weights, f"{flag} {path}")
     return weights, metadata
 
 
@@ -65,11 +67,41 @@ def load_model(
         assert lesson is not None, "without a checkpoint the lesson decides which weights are loaded"
         checkpoint = pretrained_path(lesson)
     weights, metadata = load_weights(checkpoint, lesson, flag)
-    model = build_from_metadata(metadata)
+    try:
+        model = build_from_metadata(metadata)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # whatever the settings may hold
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{flag} {checkpoint} has settings that this version cannot read ({reason})"
+        ) from None
+    except UserError as error:
+        if str(error).startswith(flag):
+            raise
+        raise UserError(f"{flag} {checkpoint}: {error}") from None
     load_state(model.network, weights, flag)
     # channels last: sampling is 5 to 13 % faster
     network = model.network.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(network.eval().requires_grad_(False), model.process, metadata)
+
+
+def refuse_non_finite(tree: Any, name: str) -> None:
+    """Raise UserError if a tensor in a nesting of dicts and lists is not finite. name: what the tree is."""
+    if path := non_finite(tree):
+        raise UserError(f"{name} holds numbers that are not finite (in {path}); use another checkpoint")
+
+
+def non_finite(tree: Any) -> str | None:
+    """Return the name of a tensor that is not finite, or None if all are. tree: as in `named_tensors`."""
+    return next((path for path, tensor in named_tensors(tree) if not tensor.isfinite().all()), None)
+
+
+def named_tensors(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in a nesting of dicts, lists and tuples, each with its keys, joined by dots."""
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, Mapping | list | tuple):
+        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from named_tensors(value, f"{path}.{key}" if path else str(key))
 
 
 def load_state(network: nn.Module, weights: Mapping[str, Tensor], flag: str) -> None:
@@ -121,10 +153,25 @@ def find_training_state(resume: str | Path) -> Path:
     return path
 
 
-def load_training_state(path: str | Path) -> dict[str, Any]:
-    """Return the content of a training state on the CPU. Raises UserError if the file is broken."""
+def save_training_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state. Raises OSError if the disk is full, for which torch has several errors."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        torch.save(state, path)
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[0]) from None
+
+
+def load_training_state(path: str | Path) -> dict[str, Any]:
+    """Return the content of a training state on the CPU.
+
+    Raises UserError if the file is broken, or if a number in it is not finite.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for broken files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"--resume {path} is not a complete training state ({reason})") from None
+    if not isinstance(state, dict):
+        raise UserError(f"--resume {path} is not a training state")
+    refuse_non_finite(state, f"--resume {path}")
+    return state

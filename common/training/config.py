@@ -26,7 +26,8 @@ class TrainConfig:
     out: str | None = None  # the run's folder; default runs/<lesson>/<time>
     dry_run: bool = False  # two steps of everything, to check that it works
 
-    immutable_on_resume: ClassVar[tuple[str, ...]] = ()  # fields that a resumed run may not change
+    # fields that a resumed run may not change
+    immutable_on_resume: ClassVar[tuple[str, ...]] = ("optimizer",)
     default_steps: ClassVar[int] = 4000
     default_minutes: ClassVar[float] = 10.0
 
@@ -58,9 +59,9 @@ class DigitsConfig(TrainConfig):
 def config_from_dict(config_type: type, values: dict[str, Any]) -> Any:
     """Build a configuration dataclass from its JSON form, in which tuples are lists.
 
-    Raises UserError for fields that this version does not have.
+    Raises UserError for fields that this version does not have, as those of a newer version.
     """
     known = {field.name for field in fields(config_type)}
     if unknown := sorted(values.keys() - known):
-        raise UserError(f"the checkpoint has settings that this version does not know: {', '.join(unknown)}")
+        raise UserError(f"written by a newer version, whose settings are unknown here: {', '.join(unknown)}")
     return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -14,8 +14,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.op
 
 
 def learning_rate_factor(step: int, progress: float, warmup: int = 100) -> float:
-    """Return a linear warm-up in steps times a cosine decay in the fraction of the budget used."""
-    return min(1, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * progress))
+    """Return a linear warm-up in steps times a cosine decay in the fraction of the budget used.
+
+    Short runs warm up for the first 5 % of the budget.
+    """
+    warm = max((step + 1) / warmup, progress / 0.05)
+    return min(1, warm) * (0.5 + 0.5 * math.cos(math.pi * progress))
 
 
 class EMA:

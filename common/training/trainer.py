@@ -1,15 +1,16 @@
 """One training loop for every lesson. It knows nothing of diffusion: a network, a loss, batches, a budget.
 
 All randomness of step i, including the order of the data, follows from (seed, i). A run that is killed and
-resumed therefore continues as if nothing had happened, and no generator state has to be saved. (If the budget
-is in minutes, the learning rate follows the clock, and no two runs are equal.)
+resumed therefore continues bit for bit as if nothing had happened, and no generator state has to be saved.
+This holds for a budget in steps and an equal number of threads. If the budget is in minutes, the learning
+rate follows the clock, and no two runs are equal; other numbers of threads add in another order.
 """
 
 import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ class Callback:
     def on_stop(self, trainer: "Trainer") -> None:
         """Run before the process exits because of a signal."""
 
+    def on_end(self, trainer: "Trainer") -> None:
+        """Run last, however training ends; also if `on_start` failed."""
+
 
 class Trainer:
     """The training loop. `fit` trains within the budget of `config` and returns the averaged network.
@@ -99,12 +103,14 @@ class Trainer:
 
     def fit(self) -> nn.Module:
         """Train until the budget is used and return the averaged network. Raises UserError for a NaN loss."""
-        for callback in self.callbacks:
-            callback.on_start(self)
-        started = time.monotonic() - 60 * self.minutes
-        bar = tqdm(total=100, disable=self.quiet, bar_format="{desc} |{bar:30}| {n:.0f}% {postfix}")
         gpus = [self.device] if self.device.type == "cuda" else []  # not every GPU of the machine
-        with torch.random.fork_rng(gpus), StopSignals() as signals, bar:
+        with ExitStack() as at_end, torch.random.fork_rng(gpus), StopSignals() as signals:
+            for callback in self.callbacks:
+                at_end.callback(callback.on_end, self)
+                callback.on_start(self)
+            started = time.monotonic() - 60 * self.minutes
+            bar = tqdm(total=100, disable=self.quiet, bar_format="{desc} |{bar:30}| {n:.0f}% {postfix}")
+            at_end.enter_context(bar)
             while (progress := self.config.progress(self.step, self.minutes)) < 1:
                 before = time.monotonic()
                 row = self.train_step(progress)

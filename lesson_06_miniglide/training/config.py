@@ -23,13 +23,21 @@ ORIGINAL |= dict.fromkeys(NETWORK_FLAGS)
 class Config(TrainConfig):
     """Lesson 6: train a text-to-image model of 64x64 pixels on your own images, or on rendered shapes."""
 
-    # a folder of images with captions: SBU captions as img2dataset writes them, Stanford Dogs, MS COCO, a
-    # metadata.jsonl or .csv, or a .txt next to each image; default: rendered shapes
+    # a folder of images with captions: the output of img2dataset (files, .tar or .parquet), Stanford Dogs, MS
+    # COCO, Flickr8k, a metadata.jsonl or .csv, a .txt next to each image, or what save_to_disk or to_parquet
+    # of Hugging Face wrote; default: rendered shapes
     data_dir: str | None = None
+    # a data set of the Hugging Face Hub (pip install datasets), or a folder; in place of --data-dir
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None  # which configuration of --dataset-name, if it has several
+    image_column: str | None = None  # of the Hub, parquet, save_to_disk; default: image, jpg, png or webp
+    caption_column: str | None = None  # of the same; default: text, caption or txt
+    split: str = "train"  # of the same; of parquet, the files with this word in their names
     dogs: bool = False  # read --data-dir as Stanford Dogs, with the breed as the caption
     image_limit: PositiveInt | None = None  # number of images, the first that are readable (dogs: always all)
     resize: str = "squish"  # squish (to a square) or crop (the middle)
-    cache_dir: str | None = None  # folder for the decoded images; default <data-dir>/.cache
+    # folder for the decoded images; default <data-dir>/.cache, or data/huggingface for --dataset-name
+    cache_dir: str | None = None
     allow_broken: bool = False  # continue if more than 5 % of the images are broken
     flip: bool = True  # mirror photos at random; switch it off if captions tell left from right
     validation_fraction: Fraction = 0.02  # of the images, for the validation loss
@@ -83,7 +91,8 @@ class Config(TrainConfig):
     # the run's folder, with checkpoints/ in it; default runs/lesson_06_miniglide/<time>
     out: Annotated[str | None, arg(aliases=["--checkpoint-dir"])] = None
 
-    immutable_on_resume = ("preset", "timesteps", "no_vlb", "text_encoder", "resize", "flip", *NETWORK_FLAGS)
+    immutable_on_resume = (*TrainConfig.immutable_on_resume, "preset", "timesteps", "no_vlb", *NETWORK_FLAGS)
+    immutable_on_resume += ("text_encoder", "resize", "flip", "validation_fraction")
     default_steps = 2500
     default_minutes = 120.0  # for slow machines; with fast bf16 two cores need 45
 
