@@ -46,6 +46,22 @@ def autocast(device: str | torch.device) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=has_fast_bf16(device))
 
 
+def check_compiler(device: str) -> None:
+    """Compile a small function with torch.compile. Raises UserError if this machine cannot do it.
+
+    device: the value of --device. A CPU needs a C++ compiler; a GPU needs Triton and a C compiler.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=pick_device(device)))
+    except Exception as error:  # what its backends raise has no common class
+        cause = getattr(error, "inner_exception", error)  # without advice for debugging torch.compile
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        remedy = "install a compiler (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install)"
+        raise UserError(
+            f"--compile cannot be used here ({reason}); {remedy}, or leave out --compile"
+        ) from None
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory it frees, on Linux with glibc (elsewhere this does nothing).
 

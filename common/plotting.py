@@ -1,6 +1,7 @@
 """Figures of samples, trajectories, losses and tables. Images are float [N, 1 or 3, H, W] in [-1, 1]."""
 
 import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ import matplotlib
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
@@ -17,9 +19,25 @@ from torch import Tensor
 from common.images import to_uint8
 from common.protocols import SamplerStep
 
+# Fonts with Chinese, Japanese and Korean characters of Linux, macOS and Windows
+CJK_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
+    *("Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS", "Microsoft YaHei"),
+    *("Malgun Gothic", "Yu Gothic"),
+)
 matplotlib.rcParams["font.size"] = 9
 Item = TypeVar("Item")
 Curves = Mapping[str, Sequence[tuple[float, float]]]  # name -> points (x, y)
+
+
+def use_fonts(names: Sequence[str]) -> None:
+    """Let figures take what their font lacks from DejaVu Sans, then from the installed fonts of `names`."""
+    families = [*matplotlib.rcParams["font.family"], "DejaVu Sans", *names]
+    known = {"sans-serif", "serif", "monospace", *font_manager.get_font_names()}
+    matplotlib.rcParams["font.family"] = [name for name in dict.fromkeys(families) if name in known]
+
+
+use_fonts(CJK_FONTS)
 
 
 def image_grid(
@@ -45,9 +63,9 @@ def plot_grid(
     rows = -(-len(images) // columns)
     grid = image_grid(to_uint8(images.cpu()).float() / 255, columns, padding=2, pad_value=0.25)
     side = images.shape[-1] + 2
-    column_labels = [textwrap.fill(truncate(label), 11) for label in column_labels or []]
+    column_labels = [wrap(truncate(label), 11) for label in column_labels or []]
     row_labels = [truncate(label) for label in row_labels or []]
-    left = 0.1 + 0.075 * max(map(len, row_labels), default=0)
+    left = 0.1 + 0.075 * max(map(text_width, row_labels), default=0)
     top = 0.1 + 0.17 * max((label.count("\n") + 1 for label in column_labels), default=0)
     width, height = columns * side * scale / 100, rows * side * scale / 100
     figure = Figure((width + left + 0.1, height + top + 0.1), dpi=150)
@@ -70,9 +88,40 @@ def plot_rows(rows: Mapping[str, Float[Tensor, "n c h w"]], scale: float = 1.4, 
 
 
 def truncate(label: Any, length: int = 60) -> str:
-    """Return a label as text of at most `length` characters."""
-    text = str(label)
+    """Return a label as printable text of at most `length` characters."""
+    text = printable(label)
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def printable(label: Any) -> str:
+    """Return a label as text that the fonts of figures can show.
+
+    A character that they lack becomes a compatible one ("～" becomes "~"), else its code ("\\u72d7").
+    """
+    properties = [font_manager.FontProperties(family=[name]) for name in matplotlib.rcParams["font.family"]]
+    fonts = [font_manager.get_font(font_manager.findfont(each)) for each in properties]
+
+    def is_shown(text: str) -> bool:
+        return all(c == "\n" or any(font.get_char_index(ord(c)) for font in fonts) for c in text)
+
+    def show(c: str) -> str:
+        plain = unicodedata.normalize("NFKD", c)
+        if is_shown(c) or is_shown(plain):
+            return c if is_shown(c) else plain
+        invisible = unicodedata.category(c) in ("Mn", "Cf")  # a modifier of another character
+        return "" if invisible else c.encode("unicode_escape").decode()
+
+    return "".join(map(show, unicodedata.normalize("NFC", str(label))))
+
+
+def text_width(text: str) -> int:
+    """Return the number of columns of a text; Chinese characters take two."""
+    return len(text) + sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+
+
+def wrap(text: str, width: int) -> str:
+    """Return a text as lines of about `width` columns."""
+    return textwrap.fill(text, max(1, width * len(text) // max(1, text_width(text))))
 
 
 def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
@@ -140,8 +189,7 @@ def plot_curves(curves: Curves, x_label: str, y_label: str, logarithmic: bool = 
     figure = Figure((6.6, 3.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     plot = axes.loglog if logarithmic else axes.plot
-    for name, points in curves.items():
-        plot(*zip(*points), "o-", markersize=3, label=name)
+    lines = [plot(*zip(*points), "o-", markersize=3)[0] for points in curves.values()]
     if logarithmic:
         for axis in (axes.xaxis, axes.yaxis):
             low, high = axis.get_view_interval()
@@ -149,7 +197,9 @@ def plot_curves(curves: Curves, x_label: str, y_label: str, logarithmic: bool = 
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
     axes.set(xlabel=x_label, ylabel=y_label)
-    figure.legend(loc="outside right upper", fontsize="small")
+    legend = figure.legend(lines, list(map(truncate, curves)), loc="outside right upper", fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -158,7 +208,8 @@ def plot_bars(values: Mapping[str, tuple[float, float]], x_label: str) -> Figure
     figure = Figure((5, 0.5 + 0.4 * len(values)), dpi=120, layout="constrained")
     axes = figure.subplots()
     means, errors = zip(*values.values())
-    axes.barh(list(values), means, xerr=errors, height=0.6, capsize=3)
+    axes.barh(range(len(values)), means, xerr=errors, height=0.6, capsize=3)
+    axes.set_yticks(range(len(values)), list(map(truncate, values)), parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(x_label)
     return figure

@@ -6,6 +6,7 @@ You choose prompt, guidance scale, steps, sampler, thresholding and seed, and wa
 noise. You can also upload an image and paint over the part that you want to replace.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -30,8 +31,8 @@ class Config:
 
 
 def build_page(model: DemoModel) -> Any:
-    """Return the gradio page, ready to launch; at most eight requests wait in its queue."""
-    import gradio as gr
+    """Return the gradio page, ready to launch; at most eight requests wait in its queue. Raises UserError."""
+    gr = import_gradio()
 
     def generate(*values: Any) -> Iterator[tuple[Frame, Frame]]:
         try:
@@ -68,17 +69,48 @@ def build_page(model: DemoModel) -> Any:
     return blocks.queue(max_size=8, default_concurrency_limit=1)
 
 
-def main(config: Config) -> None:
-    model = DemoModel(config.checkpoint, config.device)
+def import_gradio() -> Any:
+    """Return the module gradio. Raises UserError, with the reason, if it cannot be imported."""
     try:
-        page = build_page(model)
-    except ImportError:
-        raise UserError("the page needs a library: pip install gradio") from None
+        import gradio
+    except Exception as error:  # a broken library, or a proxy that it cannot use, raises anything
+        if isinstance(error, ModuleNotFoundError) and error.name == "gradio":
+            raise UserError("the page needs a library: pip install gradio") from None
+        message = f"gradio is installed, but importing it fails ({describe(error)}){proxy_advice()}"
+        raise UserError(message) from None
+    return gradio
+
+
+def describe(error: Exception) -> str:
+    """Return an exception as one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def proxy_advice() -> str:
+    """Return what to try where the environment names a proxy; "" elsewhere."""
+    names = [f"{kind}_proxy" for kind in ("http", "https", "all")]
+    proxies = [name for name in os.environ if name.lower() in names and os.environ[name]]
+    if not proxies:
+        return ""
+    return f"; it may be the proxy (no_proxy={os.environ.get('no_proxy')}): try `unset {' '.join(proxies)}`"
+
+
+def bypass_proxy(host: str) -> None:
+    """Let this process reach `host` and its own machine without a proxy, as gradio does when it starts."""
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = ",".join(filter(None, [known, "127.0.0.1", "localhost", host]))
+
+
+def main(config: Config) -> None:
+    bypass_proxy(config.host)
+    page = build_page(DemoModel(config.checkpoint, config.device))
+    address = f"--host {config.host} --port {config.port}"
     try:
         page.launch(server_name=config.host, server_port=config.port, max_file_size="10mb", show_error=False)
     except OSError as error:
-        address = f"--host {config.host} --port {config.port}"
         raise UserError(f"{address} cannot be opened ({error}); choose others") from None
+    except Exception as error:  # gradio has no class of its own for a page that cannot be reached
+        raise UserError(f"the page does not start at {address} ({describe(error)}){proxy_advice()}") from None
 
 
 if __name__ == "__main__":

@@ -116,4 +116,4 @@ def test_notebooks_clone_the_address_of_the_package():
     (address,) = re.findall(r'^Repository = "(.*)"', metadata, re.M)
     for path in NOTEBOOKS:
         if path.stem != "solutions":
-            assert re.findall(r"git clone -q (\S+?)\\n", path.read_text(encoding="utf-8")) == [address]
+            assert re.findall(r"git clone -q ([^\s\\]+)", path.read_text(encoding="utf-8")) == [address]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from common.cli import run_command
-from common.device import keep_freed_memory, pick_device
+from common.device import check_compiler, keep_freed_memory, pick_device
 from common.errors import UserError
 from common.results.flops import flop_counter
 from common.results.timing import synchronize
@@ -174,6 +174,8 @@ def main(config: Config) -> None:
     device, names = pick_device(config.device), (*config.networks, *config.against)
     if config.cuda_graph and device.type != "cuda":
         raise UserError("--cuda-graph needs an NVIDIA GPU; leave it out")
+    if config.compile:
+        check_compiler(config.device)
     rates = measure_peak_rates(config.precision, device)
     rows = []
     for work in STEPS:
