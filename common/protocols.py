@@ -7,6 +7,7 @@ from a network of lesson 6, and both work with a process that you write yourself
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -92,12 +93,39 @@ class Process(Protocol):
 class Sampler(Protocol):
     """A function that turns noise into samples: (process, denoiser, x_T, generator) -> one step per timestep.
 
-    x_T: noise [N, C, H, W]. All randomness comes from `generator`.
+    x_T: noise [N, C, H, W]. All randomness comes from `generator`. If it is drawn with lesson 1's
+    `gaussian_noise`, a sample's noise does not depend on how many samples there are (see NoiseStreams).
     """
 
     def __call__(
         self, process: Any, denoiser: Denoiser, x_T: Tensor, generator: Any = None, /
     ) -> Iterator[SamplerStep]: ...
+
+
+class NoiseStreams(torch.Generator):
+    """A sampler's `generator` with a stream of its own for each sample of a batch.
+
+    Image 3 of seed 0 is then always the same, however many are drawn together. seed: of all samples. indices:
+    of the samples in this batch; sample i has the same stream in every batch. For PyTorch's own functions it
+    is an ordinary generator, seeded, whose numbers belong to the batch and not to a sample.
+    """
+
+    streams: list[torch.Generator]
+
+    def __new__(cls, seed: int, indices: Sequence[int]) -> "NoiseStreams":
+        self = super().__new__(cls)
+        self.manual_seed(seed)
+        # A CPU generator keeps 32 bits of its seed. Counting from a random number gives all samples of a seed
+        # different streams, and other ones than those of the next seed.
+        first = int(torch.randint(2**32, (), generator=self))
+        self.streams = [torch.Generator().manual_seed((first + i) % 2**32) for i in indices]
+        return self
+
+    def randn(self, shape: Sequence[int]) -> Tensor:
+        """Draw white noise [N, ...] on the CPU, row i from stream i. Raises ValueError for another N."""
+        if shape[0] != len(self.streams):
+            raise ValueError(f"noise for {shape[0]} samples, but there are {len(self.streams)} streams")
+        return torch.stack([torch.randn(shape[1:], generator=stream) for stream in self.streams])
 
 
 @runtime_checkable

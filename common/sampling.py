@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.files import make_folder, write_atomically, write_text
 from common.images import to_pixels
 from common.plotting import plot_grid, sampling_frames, save_gif
-from common.protocols import Denoiser, Model, Process, Sampler, SamplerStep
+from common.protocols import Denoiser, Model, NoiseStreams, Process, Sampler, SamplerStep
 
 SUFFIXES = (".png", ".npz", ".gif")
 # A sampler whose process is bound: (denoiser, x_T, generator) -> steps
@@ -79,6 +79,11 @@ def check_output_path(out: str) -> None:
         raise UserError(f"--out {out} is a folder; name a file")
 
 
+def initial_noise(n: int, shape: Sequence[int], generator: torch.Generator) -> Float[Tensor, "{n} ..."]:
+    """Draw n samples of white noise of a shape, one after the other, so that they do not depend on n."""
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for _ in range(n)])
+
+
 def sample_batches(
     sampler: BoundSampler,
     make_denoiser: MakeDenoiser,
@@ -92,18 +97,29 @@ def sample_batches(
 ) -> Float[Tensor, "{n} c h w"]:
     """Draw n samples in batches and return them on the CPU.
 
-    on_step: called with every step of the sampler, for instance to move a progress bar.
+    Sample i of a seed has the same noise whatever n and the batch size are: its x_T is the i-th that is drawn
+    from the seed, and later noise comes from a stream of its own (NoiseStreams).
+
+    on_step: called with every step of the sampler, for instance to move a progress bar. Raises UserError if a
+    sample has values that are not finite.
     """
-    generator, torch_device = torch.Generator().manual_seed(seed), pick_device(device)
+    first_noise, torch_device = torch.Generator().manual_seed(seed), pick_device(device)
     samples = []
     for indices in torch.arange(n).split(batch_size):
-        x_T = torch.randn(len(indices), *image_shape, generator=generator).to(torch_device)
+        x_T = initial_noise(len(indices), image_shape, first_noise).to(torch_device)
+        generator = NoiseStreams(seed, indices.tolist())
         with torch.no_grad(), autocast(torch_device):
             for step in sampler(make_denoiser(indices), x_T, generator):
                 x = step.x_prev
                 if on_step:
                     on_step(step)
         samples.append(x.float().cpu())
+    finite = torch.cat(samples).isfinite().flatten(1).all(1)
+    if not finite.all():
+        broken = f"{(~finite).sum()} of {n} samples are not finite"
+        raise UserError(
+            f"{broken}; the checkpoint is broken, or a setting such as the guidance scale too large"
+        )
     return torch.cat(samples)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from common.images import check_range
-from common.protocols import DenoisedFn, Denoiser, LogVarianceFn, LossAtT, Process, SamplerStep
+from common.protocols import DenoisedFn, Denoiser, LogVarianceFn, LossAtT, NoiseStreams, Process, SamplerStep
 
 
 def linear_betas(num_timesteps: int) -> Float[Tensor, "{num_timesteps}"]:
@@ -212,6 +212,8 @@ def training_loss(
 
 def gaussian_noise(x: Float[Tensor, "*shape"], generator: torch.Generator | None) -> Float[Tensor, "*shape"]:
     """Draw white noise like x on the generator's device: a CPU generator gives all devices the same."""
+    if isinstance(generator, NoiseStreams):  # then the noise of a sample does not depend on the others
+        return generator.randn(x.shape).to(x.device)
     device = generator.device if generator else x.device
     return torch.randn(x.shape, generator=generator, device=device).to(x.device)
 

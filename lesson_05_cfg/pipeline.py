@@ -104,7 +104,8 @@ class TextToImagePipeline:
 
         guidance_scale: 0 ignores the prompt, 1 is the plain conditional model, more follows it more closely.
         steps: network evaluations per sample (each of two images unless guidance_scale is 0 or 1). sampler:
-        "ddpm", "ddim", "dpm++", or a function like those. seed: the same seed gives the same samples.
+        "ddpm", "ddim", "dpm++", or a function like those. seed: the same seed gives the same samples, image i
+        whatever the number of images (up to the last bits, which depend on the batch size).
         guidance_interval: (low, high), the timesteps at which there is guidance; None means all. unet_kwargs:
         further inputs of the network, [N, ...] each. Raises UserError for values out of range.
         """

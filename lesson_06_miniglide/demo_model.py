@@ -16,7 +16,8 @@ from common.device import autocast, pick_device
 from common.errors import UserError
 from common.images import to_uint8
 from common.plotting import image_grid
-from common.protocols import Denoiser, Metadata, Model
+from common.protocols import Denoiser, Metadata, Model, NoiseStreams
+from common.sampling import initial_noise
 from common.training.checkpoints import load_model, pretrained_path
 from lesson_01_ddpm import model as lesson_1
 from lesson_01_ddpm.diffusion import clamp_x_0
@@ -127,8 +128,8 @@ def sample_frames(
     unet_kwargs: dict[str, Tensor] = {}
     if inpaint := inpaint_inputs(drawing, model.image_shape):
         sample, unet_kwargs = inpaint.make_sampler(model.network, sample, n, NUM_RESAMPLES, denoised_fn)
-    generator = torch.Generator().manual_seed(seed)
-    x_T = torch.randn(n, *model.image_shape, generator=generator).to(model.device)
+    first_noise, generator = torch.Generator().manual_seed(seed), NoiseStreams(seed, range(n))
+    x_T = initial_noise(n, model.image_shape, first_noise).to(model.device)
     denoiser = model.make_denoiser(prompt, n, guidance_scale, **unet_kwargs)
     every = -(-steps // FRAMES)
     for i, step in enumerate(sample(model.process.respace_evenly(steps), denoiser, x_T, generator)):

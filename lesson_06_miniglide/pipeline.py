@@ -82,10 +82,9 @@ class UpsamplerPipeline(MiniGlidePipeline):
 
         noise_level: the timestep whose noise the low-resolution images get. There is no guidance.
         """
-        with torch.random.fork_rng():
-            torch.manual_seed(seed + AUGMENT_SEED)
-            level = torch.full((len(images),), noise_level)
-            inputs = noise_augment(self.process, area_downsample(images, LOW_RES), level)
+        low_res, level = area_downsample(images, LOW_RES), torch.full((len(images),), noise_level)
+        generator = torch.Generator().manual_seed(seed + AUGMENT_SEED)  # the noise of image i is the i-th
+        inputs = noise_augment(self.process, low_res, level, generator)
         output = self(prompts, 1, steps, sampler, seed=seed + UPSAMPLE_SEED, progress_bar=False, **inputs)
         return output.tensor
 

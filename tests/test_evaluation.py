@@ -16,6 +16,7 @@ from common.digits.evaluation import (
     evaluate,
     fid_to_reference,
     mnist_reference,
+    read_colours,
     real_features,
     reference_for,
     reference_from_digits,
@@ -124,6 +125,40 @@ def test_prompt_and_colour_accuracy(digits, reference):
     assert right["held_out_both_accuracy"] > 0.7 and right["fid"] > 0 and right["fid_floor"] > 0
     wrong = evaluate(colourize(images, (colours + 1) % len(COLOURS)), reference, (wanted + 1) % 10, colours)
     assert wrong["colour_accuracy"] == 0 and wrong["digit_accuracy"] < 0.1
+
+
+def on_background(colour, background=(0, 0, 0)):
+    """A bar of one colour, in the size of a digit."""
+    image = torch.tensor(background).view(1, 3, 1, 1).expand(1, 3, 32, 32).float().clone()
+    image[:, :, 8:24, 13:19] = torch.tensor(colour).float().view(1, 3, 1, 1)
+    return image / 127.5 - 1
+
+
+@pytest.mark.parametrize(
+    ("colour", "background", "name"),
+    [
+        ((0, 255, 255), (0, 0, 0), None),  # cyan is neither blue nor green
+        ((128, 255, 0), (0, 0, 0), None),
+        ((0, 0, 0), (255, 90, 90), None),  # a black digit on red
+        ((255, 255, 255), (255, 90, 90), None),
+        ((0, 0, 0), (0, 0, 0), None),
+        ((100, 35, 35), (0, 0, 0), None),  # too dark
+        ((0, 0, 255), (0, 0, 0), "blue"),  # stronger tones than the palette's
+        ((255, 0, 0), (0, 0, 0), "red"),
+        ((0, 255, 0), (0, 0, 0), "green"),
+        ((160, 160, 160), (0, 0, 0), "white"),
+    ],
+)
+def test_colours_that_are_none_of_the_palette_are_not_read_as_one(colour, background, name):
+    read = read_colours(on_background(colour, background)).item()
+    assert read == (-1 if name is None else COLOURS.index(name))
+
+
+def test_colours_of_the_palette_are_read_in_any_brightness_and_with_noise(digits):
+    images, colours = colourize(digits.images[:140], torch.arange(140) % 7), torch.arange(140) % 7
+    noise = 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    for shown in (images, 0.8 * (images + 1) - 1, images + noise):
+        assert torch.equal(read_colours(shown), colours)
 
 
 # -- other data and other classifiers ------------------------------------------------------------------------

@@ -47,6 +47,13 @@ def test_low_resolution_pixels_are_means():
     assert torch.allclose(area_downsample(images, 16)[1, 2, 3, 5], images[1, 2, 12:16, 20:24].mean())
 
 
+@pytest.mark.parametrize(("height", "width", "size"), [(40, 40, 16), (64, 40, 16), (8, 8, 16), (99, 99, 64)])
+def test_a_size_that_does_not_divide_the_image_is_refused(height, width, size):
+    """F.interpolate(mode="area") would let areas overlap, and their means would not be those of the image."""
+    with pytest.raises(ValueError, match=f"{width}.* pixels cannot be divided into {size} x {size} areas"):
+        area_downsample(torch.rand(1, 3, height, width), size)
+
+
 def test_the_noise_of_a_level_is_that_of_the_timestep():
     torch.manual_seed(0)
     low_res, level = torch.full((3, 3, 64, 64), 0.5), torch.tensor([0, 300, 499])

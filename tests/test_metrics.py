@@ -103,8 +103,18 @@ def test_kid_is_reproducible_and_leaves_the_random_numbers_alone():
     assert kid_between(real, fake) == first
 
 
+def test_a_group_of_two_does_not_weigh_like_one_of_a_thousand():
+    """Groups of one distribution in sizes that differ, two of them lopsided by chance or by hand."""
+    x, groups = features(1002, 3, 10).double(), torch.cat([torch.zeros(1000), torch.ones(2)]).long()
+    alone = x[:1000].var(0).sum().item()
+    x[1000:] = x[:1]  # two equal members
+    assert within_group_variance(x, groups) == pytest.approx(alone * 999 / 1000)
+    x[1001] += 100
+    assert within_group_variance(x, groups) == pytest.approx(alone * 0.999 + 3 * 100**2 / 2 / 1000)
+
+
 def test_within_group_variance_by_hand():
     x = torch.tensor([[0.0, 0.0], [2.0, 4.0], [1.0, 1.0], [1.0, 3.0], [1.0, 5.0], [9.0, 9.0]])
     groups = torch.tensor([0, 0, 7, 7, 7, 3])  # total variances 2 + 8 and 0 + 4; a group of one is left out
-    assert within_group_variance(x, groups) == pytest.approx((10 + 4) / 2)
+    assert within_group_variance(x, groups) == pytest.approx((1 * 10 + 2 * 4) / (1 + 2))
     assert np.isnan(within_group_variance(x, torch.arange(6)))

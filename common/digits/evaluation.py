@@ -12,14 +12,15 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
-from common.digits.captions import PALETTE, held_out_mask
+from common.digits.captions import COLOURS, PALETTE, held_out_mask
 from common.digits.classifier import PRETRAINED, DigitClassifier, load_digit_classifier
 from common.digits.mnist import Digits
 from common.errors import UserError
 from common.images import check_range
-from common.metrics import frechet_distance, kid_between, mean_and_covariance, within_group_variance
+from common.metrics import frechet_distance, kid_with_error, mean_and_covariance, within_group_variance
 
 CONFIDENT = 0.9  # class probability above which a sample counts as a clean digit
+MAX_HUE_DISTANCE = 0.5  # in RGB, of fully saturated colours; from the palette's blue, cyan is farther away
 MIN_ACCURACY = 0.5  # of the classifier on the reference's own labels
 
 
@@ -101,20 +102,33 @@ def max_channel(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
 
 
 def read_colours(images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n"]:
-    """Return the palette index of each coloured digit on black; -1 where no colour dominates.
+    """Return the palette index of each coloured digit on black; -1 where it is none of them.
 
-    Each pixel brighter than half votes for the palette colour nearest to its own at full brightness. A colour
-    needs three quarters of the votes. Colours outside the palette are read as the nearest one.
+    Each pixel brighter than half votes for the palette colour nearest to its own at full brightness, if its
+    hue is near that colour's, too. A colour needs three quarters of the votes. An image of which more than
+    half is bright is no digit on black. The domain is digits that are about as bright and saturated as the
+    palette's: a dark one has no votes, and pale and strong tones of a hue count as its colour or as white.
     """
     rgb = (images.clamp(-1, 1) + 1) / 2
     bright = rgb.amax(1)  # [N, H, W]
     full = rgb / bright.clamp(min=1e-3)[:, None]
     palette = torch.tensor(list(PALETTE.values())) / 255
     distance = (full[:, None] - palette[None, :, :, None, None]).square().sum(2)  # [N, colours, H, W]
-    votes = torch.nn.functional.one_hot(distance.argmin(1), len(palette)) * (bright > 0.5)[..., None]
-    fraction = votes.sum((1, 2)) / votes.sum((1, 2, 3)).clamp(min=1)[:, None]
+    nearest = distance.argmin(1)
+    hue, palette_hue = fully_saturated(full), fully_saturated(palette[..., None, None])[..., 0, 0]
+    hue_distance = (hue - palette_hue[nearest].movedim(-1, 1)).norm(dim=1)
+    counted = (hue_distance < MAX_HUE_DISTANCE) | (nearest == COLOURS.index("white"))
+    votes = torch.nn.functional.one_hot(nearest, len(palette)) * (counted & (bright > 0.5))[..., None]
+    num_bright = (bright > 0.5).sum((1, 2))
+    fraction = votes.sum((1, 2)) / num_bright.clamp(min=1)[:, None]
     best, index = fraction.max(1)
-    return torch.where(best >= 0.75, index, -1)
+    return torch.where((best >= 0.75) & (num_bright <= bright[0].numel() / 2), index, -1)
+
+
+def fully_saturated(rgb: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Return colours of the same hue with a smallest channel of 0 and a largest of 1; gray becomes black."""
+    low, high = rgb.amin(1, keepdim=True), rgb.amax(1, keepdim=True)
+    return (rgb - low) / (high - low).clamp(min=1e-3)
 
 
 def diversity(features: Float[Tensor, "n d"], groups: Int[Tensor, "n"], reference: Reference) -> float:
@@ -137,7 +151,8 @@ def evaluate(
     """Measure samples, at least 2, with 1 or 3 channels in [-1, 1].
 
     digits, colours: what was requested, if anything. Returns n, FID and its floor (real images at the same
-    n), KID, the fraction classified with p > 0.9, accuracies and diversity; None where a number is undefined.
+    n), KID and its standard error, the fraction classified with p > 0.9, accuracies and diversity; None where
+    a number is undefined.
     """
     classifier = classifier or load_digit_classifier()
     images = images.float().cpu()
@@ -149,7 +164,7 @@ def evaluate(
         "reference": reference.name,
         "fid": fid_to_reference(features, reference),
         "fid_floor": fid_to_reference(real, reference),
-        "kid": kid_between(reference.features, features),
+        **kid_with_error(reference.features, features)._asdict(),
         "confident": (confidence > CONFIDENT).float().mean().item(),
         "confident_real": (reference.confidence > CONFIDENT).float().mean().item(),
     }

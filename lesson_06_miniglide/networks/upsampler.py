@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lesson_01_ddpm.diffusion import GaussianDiffusion
+from lesson_01_ddpm.diffusion import GaussianDiffusion, gaussian_noise
 from lesson_01_ddpm.unet import time_mlp, timestep_embedding, zero_module
 from lesson_04_text_conditioning.text_transformer import TextEncoding
 
@@ -64,10 +64,13 @@ def area_downsample(images: Float[Tensor, "n c h w"], size: int) -> Float[Tensor
 
 
 def noise_augment(
-    diffusion: GaussianDiffusion, low_res: Float[Tensor, "n c h w"], noise_level: Int[Tensor, "n"]
+    diffusion: GaussianDiffusion,
+    low_res: Float[Tensor, "n c h w"],
+    noise_level: Int[Tensor, "n"],
+    generator: torch.Generator | None = None,
 ) -> dict[str, Any]:
     """Return the upsampler's inputs: low_res with the noise of timestep `noise_level`, and that level."""
-    noisy = diffusion.q_sample(low_res, noise_level, torch.randn_like(low_res))
+    noisy = diffusion.q_sample(low_res, noise_level, gaussian_noise(low_res, generator))
     return {"low_res": noisy, "noise_level": noise_level.to(low_res.device)}
 
 

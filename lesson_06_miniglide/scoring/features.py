@@ -1,5 +1,6 @@
 """Features of 64x64 images, and the FID and KID of two sets of images in such features."""
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.images import to_tensor
-from common.metrics import fid_between, kid_between
+from common.metrics import fid_between, kid_with_error
 from lesson_06_miniglide.networks.upsampler import area_downsample
 from lesson_06_miniglide.scoring.dog_classifier import load_dog_classifier
 
@@ -61,11 +62,12 @@ EXTRACTORS: dict[str, Callable[[], FeatureExtractor]] = {
 
 def fid_kid(
     samples: Pixels, real: Pixels, extract: FeatureExtractor, more_real: Pixels | None = None
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Return FID and KID of samples to real images, and the FID of real images to real ones as its floor.
 
     more_real: other real images, which the floor compares `real` with; without them, it compares one random
-    half of `real` with the other. Each set needs at least 2 images, and `real` 4 if it is halved.
+    half of `real` with the other. Each set needs at least 2 images, and `real` 4 if it is halved. kid_error:
+    the standard error of KID, None for fewer than 4 images.
     """
     sample_features, real_features = extract(samples), extract(real)
     if more_real is None:
@@ -73,8 +75,10 @@ def fid_kid(
         first, second = real_features[order].chunk(2)
     else:
         first, second = real_features, extract(more_real)
+    kid, kid_error = kid_with_error(real_features, sample_features)
     return {
         "fid": fid_between(real_features, sample_features),
         "fid_floor": fid_between(first, second),
-        "kid": kid_between(real_features, sample_features),
+        "kid": kid,
+        "kid_error": None if math.isnan(kid_error) else kid_error,
     }

@@ -24,7 +24,7 @@ def caption_metrics(samples: Pixels, captions: Sequence[str], suffix: str = "") 
 
 def distance_to_renders(
     samples: Pixels, rendered: Pixels, captions: Sequence[str], seed: int
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Return FID and KID of samples to rendered images of the same captions, in pixels of 8x8.
 
     The floor is the FID of `rendered` to a second set of rendered images, drawn with `seed`.
