@@ -104,7 +104,7 @@ def sample_batches(
     sample has values that are not finite.
     """
     first_noise, torch_device = torch.Generator().manual_seed(seed), pick_device(device)
-    samples = []
+    batches = []
     for indices in torch.arange(n).split(batch_size):
         x_T = initial_noise(len(indices), image_shape, first_noise).to(torch_device)
         generator = NoiseStreams(seed, indices.tolist())
@@ -113,14 +113,15 @@ def sample_batches(
                 x = step.x_prev
                 if on_step:
                     on_step(step)
-        samples.append(x.float().cpu())
-    finite = torch.cat(samples).isfinite().flatten(1).all(1)
+        batches.append(x.float().cpu())
+    samples = torch.cat(batches)
+    finite = samples.isfinite().flatten(1).all(1)
     if not finite.all():
         broken = f"{(~finite).sum()} of {n} samples are not finite"
         raise UserError(
             f"{broken}; the checkpoint is broken, or a setting such as the guidance scale too large"
         )
-    return torch.cat(samples)
+    return samples
 
 
 def sample_trajectory(

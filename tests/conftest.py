@@ -41,6 +41,13 @@ def gpt2_vocabulary():
 
 
 @pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Make an empty folder the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def no_type_checks():
     """Switch the run-time checks off: torch.compile cannot trace through them."""
     jaxtyping.config.update("jaxtyping_disable", True)

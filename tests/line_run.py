@@ -1,6 +1,8 @@
 """A short training script; tests of signals, streams, disks and resuming call it as a person would."""
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,10 @@ from common.training.config import TrainConfig
 from common.training.metrics_csv import read_metrics
 from common.training.run_dir import RunDir, saved_config
 from common.training.train import train
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = str(Path(__file__))
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 class Line:

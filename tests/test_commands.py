@@ -180,13 +180,6 @@ def refused(capsys, call, lesson, *flags):
     return lines[0]
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """Make an empty folder the current one; the scripts must add nothing to it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_wrong_checkpoints(runs, place, capsys):
     (place / "random.safetensors").write_bytes(bytes(range(256)) * 9)
     whole = sorted((runs / "lesson_05_cfg" / "checkpoints").glob("step_*.safetensors"))[-1].read_bytes()

@@ -21,19 +21,9 @@ from common.training.metrics_csv import read_metrics
 from common.training.run_dir import RunDir
 from common.training.stop_signals import StopSignals
 from tests import line_run
-from tests.conftest import ROOT
-from tests.line_run import error_of, run_line, steps_of
+from tests.line_run import ENV, SCRIPT, error_of, run_line, steps_of
 
 resource = pytest.importorskip("resource", reason="Windows has neither these signals nor these locks")
-SCRIPT = str(ROOT / "tests" / "line_run.py")
-ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """Make an empty folder the current one."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 # -- folders -------------------------------------------------------------------------------------------------

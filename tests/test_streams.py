@@ -9,19 +9,7 @@ import types
 import pytest
 
 from common.files import write_text
-from tests.conftest import ROOT
-from tests.line_run import run_line, steps_of
-
-SCRIPT = str(ROOT / "tests" / "line_run.py")
-ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """Make an empty folder the current one."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
+from tests.line_run import ENV, SCRIPT, run_line, steps_of
 
 # -- streams -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.images import check_range
 from common.protocols import DenoisedFn, Denoiser, Metadata, Model, SamplerStep
@@ -21,10 +21,16 @@ from lesson_04_text_conditioning.model import UNET_CONFIG, tokenizer_from_metada
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_04_text_conditioning.text_unet import TextUNet
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
+from lesson_04_text_conditioning.velocity import VelocityPrediction
 from lesson_05_cfg.pipeline import TextToImagePipeline
 
 T = 1000  # networks see t = 1000 tau - 1, as in the other lessons
 FLOW_CONFIG = replace(UNET_CONFIG, out_channels=3)  # lesson 4's network, without the learned variance
+
+
+def nearest_timestep(tau: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+    """Return the timestep, 0 to 999, that networks are given at a time between 0 and 1."""
+    return (T * tau - 1).round().clamp(min=0).long()
 
 
 class RectifiedFlow:
@@ -84,7 +90,7 @@ def euler_sample(
         x_tau = x_next
 
 
-class FlowAsDiffusion(nn.Module):
+class FlowAsDiffusion(VelocityPrediction):
     """Wrap a network that predicts a flow's velocity, so that it returns eps_hat like any other denoiser.
 
     Divided by sqrt(alpha_bar) + sqrt(1 - alpha_bar), an x_t of a diffusion process lies on the flow's line,
@@ -92,30 +98,14 @@ class FlowAsDiffusion(nn.Module):
     network: (x_tau, t, ...) -> velocity. alpha_bar: [T], of that process.
     """
 
-    alpha_bar: Tensor
-
-    def __init__(self, network: Any, alpha_bar: Float[Tensor, "T"]):
-        super().__init__()
-        self.network = network
-        self.register_buffer("alpha_bar", alpha_bar.float(), persistent=False)
-
     def forward(
-        self, x_t: Float[Tensor, "n c h w"], t: Int[Tensor, "n"], **conditioning: Any
+        self, x_t: Float[Tensor, "n c h w"], t: Int[Tensor, "n"], *args: Any, **conditioning: Any
     ) -> Float[Tensor, "n c h w"]:
         alpha, sigma = self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()
         tau = sigma / (alpha + sigma)
         x_tau = x_t / (alpha + sigma).view(-1, 1, 1, 1)
-        nearest = (T * tau - 1).round().clamp(min=0).long()
-        velocity = self.network(x_tau, nearest, **conditioning).float()
+        velocity = self.network(x_tau, nearest_timestep(tau), *args, **conditioning).float()
         return x_tau + (1 - tau).view(-1, 1, 1, 1) * velocity
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.network.image_shape
-
-    def encode_text(self, tokens: Tensor, mask: Tensor) -> Any:
-        """Encode captions by the wrapped network."""
-        return self.network.encode_text(tokens, mask)
 
 
 def build_model(tokenizer: CaptionTokenizer, config: ADMConfig = FLOW_CONFIG) -> Model:

@@ -1,7 +1,6 @@
 """Flow matching next to diffusion, on lesson 5's captioned digits. Run by experiments.py."""
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ from lesson_06_miniglide.flow.rectified_flow import (
     euler_sample,
     loss_flow,
 )
+from lesson_06_miniglide.networks.noisy_clip import LR_SCALES
 from lesson_06_miniglide.networks.presets import LESSON
 
 SCALE = 3  # guidance scale of all samples
@@ -43,8 +43,7 @@ def train_flow(study: Study) -> FlowPipeline:
     network, flow, metadata = build_model(study.tokenizer)
     drop_fn = partial(drop_captions, probability=0.1)
     loss = caption_loss(loss_flow, flow, drop_fn, sample_t=sample_noisy_timesteps)
-    settings: dict[str, Any] = {"lr_scales": {"text_encoder.": 0.03}, "metadata": metadata}
-    network = train_captioned(study, "flow", network, loss, **settings)
+    network = train_captioned(study, "flow", network, loss, lr_scales=dict(LR_SCALES), metadata=metadata)
     return FlowPipeline(Model(network, flow, metadata), study.tokenizer)
 
 
