@@ -1,6 +1,7 @@
-"""Lesson 6: measure samples. FID and KID against any captioned images; breeds of dogs; shapes exactly.
+"""Lesson 6: measure samples. FID and KID against any captioned images; kinds and breeds; shapes exactly.
 
     python lesson_06_miniglide/evaluate.py --checkpoint RUN --data-dir DOGS --dogs        photos of dogs
+    python lesson_06_miniglide/evaluate.py --checkpoint RUN --data-dir SBU_MINI --kinds   photos of kinds
     python lesson_06_miniglide/evaluate.py --checkpoint RUN                               shapes
     python lesson_06_miniglide/evaluate.py --checkpoint SIMPLE --checkpoint HYBRID --data-dir COCO \\
         --num-samples 5000 --guidance-scale 3 --steps 100 --sampler ddpm --features inception
@@ -31,7 +32,8 @@ from lesson_06_miniglide.image_data.captioned_images import CaptionedImages, loa
 from lesson_06_miniglide.image_data.decoding import RESIZE_FILTER
 from lesson_06_miniglide.pipeline import Cascade, MiniGlidePipeline, load_upsampler
 from lesson_06_miniglide.scoring.features import EXTRACTORS, FeatureExtractor, fid_kid
-from lesson_06_miniglide.scoring.photo_metrics import blurred, breed_metrics, memorization_rate
+from lesson_06_miniglide.scoring.kind_classifier import HELD_OUT
+from lesson_06_miniglide.scoring.photo_metrics import breed_metrics, kind_metrics, memorization_rates
 from lesson_06_miniglide.scoring.shape_metrics import caption_metrics, distance_to_renders
 
 CHUNK_SIZE = 100  # samples per file
@@ -44,6 +46,10 @@ COLUMN_TITLES = {
     "caption_accuracy_held_out": ("all of the caption correct, held-out pairs", ".1%"),
     "read_as_dog": ("classified as a dog", ".1%"),
     "breed_accuracy": "breed correct",
+    "kind_accuracy": ("classified as its kind", ".1%"),
+    "kind_accuracy_real": ("held-out photos classified as their kind", ".1%"),
+    "images_seen": "training images",
+    "training_minutes": ("minutes", ".0f"),
     "memorised": ("memorized (real: 1 %)", ".1%"),
     "memorised_blurred": ("memorized, real and blurred", ".1%"),
 }
@@ -58,6 +64,8 @@ class Config:
     checkpoint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     data_dir: str | None = None  # real images to compare with, as in train.py; default: rendered shapes
     dogs: bool = False  # read --data-dir as Stanford Dogs, and measure the breeds of the samples
+    # measure the kinds of things that captions name, for models trained with --validation-fraction 0.1
+    kinds: bool = False
     # more images of the same kind that were not trained on, to measure memorization with
     validation_dir: Annotated[str | None, arg(aliases=["--held-back-dir"])] = None
     image_limit: PositiveInt | None = None  # number of real images, the first that are readable
@@ -70,7 +78,7 @@ class Config:
     sampler: str = "dpm++"  # ddpm, ddim or dpm++
     upsampler: str | None = None  # a checkpoint of --preset tiny_upsampler that enlarges the samples
     noise_level: int = 100  # timestep whose noise the upsampler's low-resolution images get
-    # inception (needs torch-fidelity and a download) or classifier (the dog classifier of this lesson)
+    # inception (needs torch-fidelity and a download), classifier (the dog classifier of this lesson) or kinds
     features: str = "classifier"
     flip: bool = True  # compare with mirrored images, too, when measuring memorization
     seed: Seed = 0  # of the noise
@@ -152,17 +160,48 @@ def evaluate_photos(
     if config.validation_dir:
         train_images = data.images
         val_images = load_images(replace(config, data_dir=config.validation_dir)).images
-        metrics["memorised"] = memorization_rate(samples, train_images, val_images, config.flip)
-        blurred_rate = memorization_rate(blurred(val_images), train_images, val_images, config.flip)
-        metrics["memorised_blurred"] = blurred_rate
+        metrics |= memorization_rates(samples, train_images, val_images, config.flip)
     return metrics
+
+
+def evaluate_kinds(
+    pipe: Pipeline, data: CaptionedImages, extract: FeatureExtractor, config: Config
+) -> dict[str, Any]:
+    """Return the metrics of samples for the captions of held-out photos of `data`.
+
+    FID and KID are to the photos that were trained on; their floor is that of the held-out photos.
+    """
+    photos, held_out = data.split(HELD_OUT)
+    n = min(config.num_samples, len(held_out))
+    captions = held_out.captions_for(torch.arange(n))
+    samples = sample_cached(pipe, captions, data.name, config)
+    train_images = data.images[photos.indices.numpy()]
+    val_images = data.images[held_out.indices.numpy()]
+    val_captions = held_out.captions_for(torch.arange(len(held_out)))
+    metrics: dict[str, Any] = {"n": n} | kind_metrics(samples, captions, val_images, val_captions)
+    metrics |= fid_kid(samples, train_images, extract, val_images[:n])
+    return metrics | memorization_rates(samples, train_images, val_images, config.flip)
+
+
+def training_facts(pipe: Pipeline) -> dict[str, Any]:
+    """Return how large a model is and how long it was trained, as its checkpoint says."""
+    metadata = getattr(pipe, "metadata", {})
+    if "step" not in metadata or not isinstance(pipe, MiniGlidePipeline):
+        return {}
+    settings = metadata["config"]
+    return {
+        "parameter_count": sum(p.numel() for p in pipe.network.parameters()),
+        "images_seen": metadata["step"] * settings["batch_size"] * settings["grad_accum"],
+        "training_minutes": metadata["minutes"],
+        "validation_loss": metadata.get("validation_loss"),
+    }
 
 
 def check_config(config: Config) -> None:
     """Raise UserError for flags that cannot work, before anything is loaded."""
     check_choice("--features", config.features, EXTRACTORS)
     check_choice("--sampler", config.sampler, SAMPLERS)
-    for flag in ("dogs", "validation_dir", "image_limit"):
+    for flag in ("dogs", "kinds", "validation_dir", "image_limit"):
         if getattr(config, flag) and not config.data_dir:
             raise UserError(f"{flag_name(flag)} needs --data-dir, the images to compare with")
 
@@ -186,7 +225,8 @@ def settings_row(config: Config) -> dict[str, Any]:
 
 
 def main(config: Config) -> None:
-    config = replace(config, features=FORMER_NAMES.get(config.features, config.features))
+    features = "kinds" if config.kinds else FORMER_NAMES.get(config.features, config.features)
+    config = replace(config, features=features)
     check_config(config)
     extract = EXTRACTORS[config.features]() if config.data_dir else None
     pipes = load_pipelines(config)
@@ -195,7 +235,8 @@ def main(config: Config) -> None:
     rows = []
     for checkpoint, pipe in zip(config.checkpoint or ("pretrained",), pipes):
         if data and extract:
-            metrics = evaluate_photos(pipe, data, extract, config)
+            measure = evaluate_kinds if config.kinds else evaluate_photos
+            metrics = training_facts(pipe) | measure(pipe, data, extract, config)
         else:
             metrics = evaluate_shapes(pipe, config)
         rows.append({"checkpoint": checkpoint, **settings_row(config), **metrics})

@@ -4,8 +4,10 @@
     tiny_small       the same for 16x16 pixels, the first half of a cascade
     tiny_upsampler   16x16 to 64x64 pixels, the second half
     tiny_inpainting  fills masked regions; starts from tiny
+    photos           tiny with five times the parameters, and attention at 16x16 as well: for photos
     report           the network that the report of miniGLIDE describes (it counts 1.5 million parameters)
     glide            the published GLIDE (Nichol et al. 2022)
+    glide_upsampler  its upsampler, 64x64 to 256x256 pixels, which is also told a noise level here
 
 `python -m lesson_06_miniglide.model` prints where their parameters are.
 """
@@ -43,6 +45,7 @@ GLIDE = ADMConfig(
     num_head_channels=64,
     num_groups=32,
 )
+GLIDE_UPSAMPLER = replace(GLIDE, image_size=256, channel_mult=(1, 1, 2, 2, 4, 4), num_res_blocks=2)
 GLIDE_TEXT = TextConfig(GPT2_VOCABULARY, context_length=128, width=512, layers=16, heads=8)
 TINY = ADMConfig(
     image_size=IMAGE_SIZE,
@@ -57,6 +60,7 @@ TINY = ADMConfig(
     resblock_updown=False,
     num_groups=8,
 )
+PHOTOS = replace(TINY, num_channels=80, channel_mult=(1, 2, 2), attention_resolutions=(16, 8))
 SMALL = replace(TINY, image_size=LOW_RES, patch_size=1, channel_mult=(1, 4 / 3), num_res_blocks=2)
 TINY_TEXT = TextConfig(1000, context_length=24, width=64, layers=2, heads=4)
 
@@ -94,6 +98,11 @@ class Preset:
         return (loss_hybrid_velocity, loss_simple_velocity) if self.velocity else (loss_hybrid, loss_simple)
 
     @property
+    def data_size(self) -> int:
+        """Pixels of a side of the training images, of which `task` may use a smaller version."""
+        return max(IMAGE_SIZE, self.network.image_size)
+
+    @property
     def lr_scales(self) -> dict[str, float]:
         """Learning-rate multipliers by prefix of parameter names, as the trainer takes them."""
         prefix = "network." * (self.velocity + self.upsample)
@@ -128,6 +137,16 @@ PRESETS = {
     "tiny_inpainting": Preset(
         TINY, **TINY_RECIPE, learning_rate=2e-3, optimizer="muon", task=inpainting_task, inpaint=True
     ),
+    "photos": Preset(PHOTOS, **TINY_RECIPE | {"batch_size": 64}, learning_rate=4e-3, optimizer="muon"),
     "report": Preset(replace(GLIDE, num_channels=96, num_head_channels=32), GLIDE_TEXT),
     "glide": Preset(GLIDE, GLIDE_TEXT),
+    "glide_upsampler": Preset(
+        GLIDE_UPSAMPLER,
+        GLIDE_TEXT,
+        betas=linear_betas,
+        task=super_resolution_task,
+        upsample=True,
+        batch_size=4,
+    ),
 }
+OPENAI_PRESETS = ("glide", "glide_upsampler")  # whose networks OpenAI published, trained with T = 1000

@@ -8,83 +8,48 @@ classes and features measure every model of photos in this lesson (evaluate.py);
 those numbers.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from jaxtyping import Int
+from torch import Tensor
 
 from common.cli import PositiveInt, Seed, run_command
-from common.digits.classifier import conv_bn_silu, fit, half_state_dict, load_frozen
+from common.digits.classifier import fit, load_frozen
 from common.errors import UserError
-from common.files import make_folder, write_atomically
 from common.images import to_tensor
 from common.training.checkpoints import pretrained_path
 from lesson_06_miniglide.image_data.cache import load_cache
 from lesson_06_miniglide.networks.presets import LESSON
+from lesson_06_miniglide.scoring.photo_classifier import (
+    PhotoClassifier,
+    Pixels,
+    augment,
+    read_weights,
+    write_weights,
+)
 
 WEIGHTS = pretrained_path(LESSON, "dog_classifier")
 COMMAND = "python -m lesson_06_miniglide.scoring.dog_classifier"
-NUM_FEATURES = 128
 TEST_EVERY = 10  # every tenth of the other photos is for testing
-Pixels = UInt8[np.ndarray, "n 64 64 3"]
 
 
-class DogClassifier(nn.Module):
-    """Images [N, 3, 64, 64] in [-1, 1] -> features [N, 128] -> logits [N, classes]; the last is "no dog"."""
+class DogClassifier(PhotoClassifier):
+    """A classifier of breeds whose last class is "no dog"."""
 
     def __init__(self, breeds: Sequence[str]):
-        super().__init__()
+        super().__init__([*breeds, "no dog"])
         self.breeds = list(breeds)
-        self.body = nn.Sequential(
-            conv_bn_silu(3, 32), conv_bn_silu(32, 48, 2), conv_bn_silu(48, 64), conv_bn_silu(64, 96, 2),
-            conv_bn_silu(96, 96), conv_bn_silu(96, 128, 2), conv_bn_silu(128, 160), conv_bn_silu(160, 192, 2),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, NUM_FEATURES),
-        )  # fmt: skip
-        self.head = nn.Sequential(nn.SiLU(), nn.Dropout(0.3), nn.Linear(NUM_FEATURES, len(breeds) + 1))
-
-    def forward(self, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n classes"]:
-        return self.head(self.body(images))
-
-    @torch.inference_mode()
-    def predict(
-        self, images: Pixels, batch_size: int = 500
-    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n classes"]]:
-        """Return features and class probabilities of uint8 images."""
-        starts = range(0, len(images), batch_size)
-        features = torch.cat([self.body(to_tensor(images[i : i + batch_size])) for i in starts])
-        return features, self.head(features).softmax(-1)
 
 
 @cache
 def load_dog_classifier() -> DogClassifier:
     """Return the pretrained evaluation classifier, frozen. Raises UserError if it has not been trained."""
-    if not WEIGHTS.exists():
-        raise UserError(f"{WEIGHTS} does not exist; train it: {COMMAND} --help")
-    with safe_open(WEIGHTS, "pt") as file:
-        breeds = json.loads(file.metadata()["breeds"])
-        weights = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-    return load_frozen(DogClassifier(breeds), weights)
-
-
-def augment(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-    """Mirror, shift, enlarge and recolour each image a little."""
-    n = len(images)
-    scale = 1 - 0.3 * torch.rand(n)
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = scale * torch.where(torch.rand(n) < 0.5, -1, 1), scale
-    theta[:, :, 2] = (2 * torch.rand(n, 2) - 1) * (1 - scale)[:, None]
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    images = F.grid_sample(images, grid, align_corners=False)
-    contrast, colour = 1 + 0.2 * torch.randn(n, 1, 1, 1), 0.1 * torch.randn(n, 3, 1, 1)
-    return images * contrast + colour
+    weights, metadata = read_weights(WEIGHTS, COMMAND)
+    return load_frozen(DogClassifier(metadata["breeds"]), weights)
 
 
 @dataclass(frozen=True)
@@ -128,7 +93,6 @@ def main(config: Config) -> None:
     class_weight = torch.ones(len(breeds) + 1)
     class_weight[-1] = len(dogs) / num_others / len(breeds)  # all others weigh as much as one breed
 
-    make_folder(WEIGHTS.parent, "the folder")
     images_at = lambda batch: augment(to_tensor(images[batch.numpy()]))  # noqa: E731
     classifier = fit(DogClassifier(breeds), images_at, labels, config, class_weight, max_lr=4e-3)
 
@@ -143,8 +107,7 @@ def main(config: Config) -> None:
         "epochs": config.epochs,
     }
     print(measured)
-    metadata = {name: json.dumps(value) for name, value in measured.items()}
-    write_atomically(WEIGHTS, lambda path: save_file(half_state_dict(classifier), path, metadata))
+    write_weights(WEIGHTS, classifier, measured)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from common.images import to_tensor
 from common.metrics import fid_between, kid_with_error
 from lesson_06_miniglide.networks.upsampler import area_downsample
 from lesson_06_miniglide.scoring.dog_classifier import load_dog_classifier
+from lesson_06_miniglide.scoring.kind_classifier import load_kind_classifier
 
 Pixels = UInt8[np.ndarray, "_ 64 64 3"]
 FeatureExtractor: TypeAlias = Callable[[np.ndarray], Tensor]  # uint8 images [N, 64, 64, 3] -> features [N, D]
@@ -48,6 +49,12 @@ def load_classifier_features() -> FeatureExtractor:
     return lambda images: classifier.predict(images)[0]
 
 
+def load_kind_features() -> FeatureExtractor:
+    """Return the extractor of the kind classifier's 128 features. Raises UserError if it is missing."""
+    classifier = load_kind_classifier()
+    return lambda images: classifier.predict(images)[0]
+
+
 def pixels_8x8(images: Pixels) -> Float[Tensor, "n 192"]:
     """Return the colours of images downsampled to 8x8: which colour is where, as features of shapes."""
     return area_downsample(to_tensor(images), 8).flatten(1)
@@ -57,6 +64,7 @@ def pixels_8x8(images: Pixels) -> Float[Tensor, "n 192"]:
 EXTRACTORS: dict[str, Callable[[], FeatureExtractor]] = {
     "inception": load_inception,
     "classifier": load_classifier_features,
+    "kinds": load_kind_features,
 }
 
 

@@ -1,6 +1,7 @@
-"""Metrics of sampled photos: breeds as the dog classifier predicts them, and how many samples are copies."""
+"""Metrics of sampled photos: breeds or kinds as a classifier predicts them, and how many are copies."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,8 +10,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from common.images import to_pixels, to_tensor
+from common.metrics import within_group_variance
 from lesson_06_miniglide.networks.upsampler import LOW_RES, area_downsample
 from lesson_06_miniglide.scoring.dog_classifier import load_dog_classifier
+from lesson_06_miniglide.scoring.kind_classifier import kind_of, load_kind_classifier
 
 Pixels = UInt8[np.ndarray, "_ size size 3"]
 
@@ -35,6 +38,33 @@ def breed_metrics(
     }
 
 
+def kind_metrics(
+    samples: UInt8[np.ndarray, "_ 64 64 3"],
+    captions: Sequence[str],
+    photos: UInt8[np.ndarray, "_ 64 64 3"],
+    photo_captions: Sequence[str],
+) -> dict[str, float]:
+    """Return what the kind classifier predicts for samples, next to real photos.
+
+    kind_accuracy: the fraction whose most probable kind is their caption's (kind_accuracy_real: of photos).
+    diversity: the feature variance among samples of a kind, relative to that of the photos (1: as diverse).
+    Raises UserError if the classifier's weights are missing, ValueError for captions of other kinds.
+    """
+    classifier = load_kind_classifier()
+    measured = []
+    for images, texts in ((samples, captions), (photos, photo_captions)):
+        features, probabilities = classifier.predict(images)
+        kinds = torch.tensor([kind_of(text, classifier.classes) for text in texts])
+        accuracy = (probabilities.argmax(-1) == kinds).float().mean().item()
+        measured.append((accuracy, within_group_variance(features, kinds)))
+    (accuracy, variance), (accuracy_real, variance_real) = measured
+    return {
+        "kind_accuracy": accuracy,
+        "kind_accuracy_real": accuracy_real,
+        "diversity": variance / variance_real,
+    }
+
+
 def memorization_rate(samples: Pixels, train_images: Pixels, val_images: Pixels, flip: bool = True) -> float:
     """Return the fraction of samples that are closer to a training image than 99 % of validation images are.
 
@@ -43,6 +73,14 @@ def memorization_rate(samples: Pixels, train_images: Pixels, val_images: Pixels,
     """
     threshold = nearest_distance(val_images, train_images, flip).quantile(0.01)
     return (nearest_distance(samples, train_images, flip) < threshold).float().mean().item()
+
+
+def memorization_rates(
+    samples: Pixels, train_images: Pixels, val_images: Pixels, flip: bool
+) -> dict[str, float]:
+    """Return the memorization rate of samples, and that of blurred validation images for comparison."""
+    rate = partial(memorization_rate, train_images=train_images, val_images=val_images, flip=flip)
+    return {"memorised": rate(samples), "memorised_blurred": rate(blurred(val_images))}
 
 
 def nearest_distance(images: Pixels, others: Pixels, flip: bool) -> Float[Tensor, "n"]:
