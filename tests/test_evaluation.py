@@ -26,6 +26,7 @@ from common.digits.synthetic import render_digits
 from common.errors import UserError
 from common.files import read_json
 from common.metrics import identity_extractor, kid_between
+from common.training.run_dir import RunDir
 from lesson_05_cfg import train_mnist as lesson_5
 
 
@@ -235,3 +236,20 @@ def test_lesson_5_measures_with_the_classifier_that_is_passed_in(digits, tmp_pat
     rows = read_json(tmp_path / "run" / "metrics.json")["sweep"]
     assert [row["reference"] for row in rows] == len(lesson_5.SWEEP) * ["reversed"]
     assert classifier.seen == [4000] + len(lesson_5.SWEEP) * [2]
+
+
+def test_lesson_5_measures_most_samples_at_the_main_scale(tmp_path, monkeypatch, capsys):
+    config = lesson_5.Config(device="cpu", out=str(tmp_path / "run"))
+    run_dir = RunDir("lesson_05_cfg", config, "digits")
+    drawn = []
+
+    def sample(prompts, scale):
+        drawn.append((scale, len(prompts)))
+        return torch.rand(len(prompts), 3, 32, 32) * 2 - 1
+
+    lesson_5.sweep(sample, 300, run_dir, mnist_reference())
+    assert dict(drawn[: len(lesson_5.SWEEP)]) == {s: 300 if s == 3 else 200 for s in lesson_5.SWEEP}
+    rows = read_json(tmp_path / "run" / "metrics.json")["sweep"]
+    assert [row["n"] for row in rows] == [n for _, n in drawn[: len(rows)]]
+    *_, last = capsys.readouterr().out.strip().splitlines()
+    assert last.startswith("try next: python lesson_05_cfg/sample.py --checkpoint")

@@ -354,6 +354,19 @@ def test_previews_at_checkpoints_or_every_so_many_steps(tmp_path, preview_every,
     assert all(network is trainer.ema.network for network in shown)
 
 
+def test_the_first_preview_comes_after_a_minute(tmp_path, capsys):
+    class SlowTrainer(Trainer):
+        def sync_across_ranks(self, minutes, caught):
+            return 0.4 * self.step, caught
+
+    config = TrainConfig(out=str(tmp_path / "run"), device="cpu", batch_size=8, steps=9)
+    recorder = Recorder(RunDir("lesson_test", config, "line"), {}, lambda network: Figure())
+    SlowTrainer(line_network(), squared, Line(), config, callbacks=[recorder], quiet=True).fit()
+    names = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert names == ["step_0000003.png", "step_0000009.png"]  # at 1.2 minutes, and at the end
+    assert capsys.readouterr().out.count("first samples: ") == 1
+
+
 def test_a_run_that_is_stopped_does_not_wait_for_a_preview(tmp_path):
     def interrupted(network, x, y):
         signal.raise_signal(signal.SIGINT)

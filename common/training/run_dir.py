@@ -96,9 +96,7 @@ class RunDir:
         else:
             self.folder = Path(config.out)
             if any(self.folder.glob("checkpoints/step_*.pt")):
-                raise UserError(
-                    f"--out {config.out} already holds a run; use --resume, or name another folder"
-                )
+                raise UserError(f"--out {config.out} already holds a run; use --resume or another folder")
             if any(self.folder.glob("*")) and not (self.folder / "config.json").exists():
                 raise UserError(f"--out {self.folder} is not empty; name another folder")
             make_folder(self.folder, "--out")
@@ -179,7 +177,7 @@ class RunDir:
 class Recorder(Callback):
     """Writes a training run into its folder: metrics, checkpoints, the loss curve and previews.
 
-    preview: averaged network -> figure, saved at every checkpoint, or every `preview_every` steps if given.
+    preview: averaged network -> figure, saved after a minute and every `preview_every` steps or checkpoints.
     data: its fingerprint tells whether a resumed run has the same data; by default the trainer's data set.
     Errors name the last checkpoint and the command that continues from it.
     """
@@ -193,7 +191,7 @@ class Recorder(Callback):
         data: Any = None,
     ):
         self.run, self.metadata, self.data = run, dict(metadata), data
-        self.preview, self.preview_every = preview, preview_every
+        self.preview, self.preview_every, self.previewed = preview, preview_every, False
 
     def on_start(self, trainer: Trainer) -> None:
         trainer.last_checkpoint = self.run.state_file
@@ -203,7 +201,8 @@ class Recorder(Callback):
     def on_log(self, trainer: Trainer, row: Row) -> None:
         with self.naming_checkpoint():
             self.run.metrics.write(row)
-            if self.preview_every and trainer.step % self.preview_every == 0:
+            first = trainer.minutes >= 1 and not self.previewed
+            if first or (self.preview_every and trainer.step % self.preview_every == 0):
                 self.save_preview(trainer)
 
     def on_checkpoint(self, trainer: Trainer, row: Row, stopping: bool) -> None:
@@ -236,8 +235,10 @@ class Recorder(Callback):
 
     def save_preview(self, trainer: Trainer) -> None:
         if self.preview:
-            figure = self.preview(trainer.ema.network)
-            write_atomically(self.run.folder / "samples" / f"step_{trainer.step:07d}.png", figure.savefig)
+            path = self.run.folder / "samples" / f"step_{trainer.step:07d}.png"
+            write_atomically(path, self.preview(trainer.ema.network).savefig)
+            print("" if self.previewed else f"\nfirst samples: {path}\n", end="")
+            self.previewed = True
 
 
 def saved_config(resume: str, config_type: type[Config]) -> Config:
