@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped, UInt8
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from common.images import to_uint8
@@ -146,9 +146,24 @@ def sampling_frames(
     return [image_grid(to_uint8(x), columns, padding=1).permute(1, 2, 0).numpy() for x in images]
 
 
-def save_gif(path: str | Path, frames: Sequence[UInt8[np.ndarray, "_ _ 3"]], scale: int = 3) -> None:
-    """Write frames as an animated GIF, enlarged by `scale`."""
+def save_gif(
+    path: str | Path,
+    frames: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    scale: int = 3,
+    column_labels: Sequence[str] = (),
+) -> None:
+    """Write frames as an animated GIF, enlarged by `scale`, with a label above each column."""
     images = [Image.fromarray(f).resize((f.shape[1] * scale, f.shape[0] * scale), 0) for f in frames]
+    if column_labels:
+        width, height = images[0].size
+        header, step = Image.new("RGB", (width, 36), "white"), width // len(column_labels)
+        for i, label in enumerate(column_labels):
+            text, place = wrap(printable(label), step // 7), ((i + 0.5) * step, 18)
+            ImageDraw.Draw(header).multiline_text(place, text, "black", anchor="mm", align="center")
+        for i, image in enumerate(images):
+            images[i] = Image.new("RGB", (width, height + 36))
+            images[i].paste(header, (0, 0))
+            images[i].paste(image, (0, 36))
     images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=80, loop=0)
 
 

@@ -30,8 +30,10 @@ def sample_prompts(config: Any, pipe: TextToImagePipeline) -> None:
         "seed": config.seed,
     }
     if path.suffix == ".gif":
-        frames = sampling_frames(pipe.trajectory(prompts, **settings), layout.get("columns", 8))
-        write_atomically(path, lambda part: save_gif(part, frames))
+        labels = prompts if len(set(prompts)) == len(prompts) <= 8 else []  # one sample of each
+        columns = len(labels) or layout.get("columns", 8)
+        frames = sampling_frames(pipe.trajectory(prompts, **settings), columns)
+        write_atomically(path, lambda part: save_gif(part, frames, column_labels=labels))
     else:
         write_images(path, pipe(prompts, **settings).tensor, prompts, **layout)
     print(f"{len(prompts)} samples, {config.steps} steps of {config.sampler}: {path}")

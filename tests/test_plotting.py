@@ -38,6 +38,17 @@ def test_animation_ends_with_the_samples(steps, tmp_path):
     assert np.array_equal(frames[-1][1:9, 1:9], last)
 
 
+def test_an_animation_can_have_a_label_above_each_column(steps, tmp_path):
+    frames = sampling_frames(steps, columns=4, count=6)
+    save_gif(tmp_path / "a.gif", frames, scale=3, column_labels=["a red seven", "红", "two", ""])
+    height, width, _ = frames[0].shape
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.size == (3 * width, 3 * height + 36)
+        header = np.array(gif.convert("L"))[:36]
+    dark = [(part < 128).any() for part in np.array_split(header, 4, axis=1)]
+    assert dark[0] and dark[2] and not dark[3]
+
+
 def test_evenly_spaced_keeps_the_first_and_the_last():
     assert evenly_spaced(range(10), 4) == [0, 3, 6, 9]
     assert evenly_spaced(range(3), 40) == [0, 1, 2]
