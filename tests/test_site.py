@@ -14,7 +14,7 @@ from common.cli import run_command
 from common.errors import UserError
 from common.site import __main__ as site
 from common.site.api import public, signature
-from common.site.sources import LESSONS, Links, documents, repository_url
+from common.site.sources import LESSONS, Links, documents, repository_url, site_url
 from tests.conftest import ROOT
 
 CHROMIUM = shutil.which("chromium")
@@ -156,5 +156,9 @@ def test_pages_fit_on_a_phone_and_solutions_are_folded(address, browser):
     assert len(folded) > 8 and not any(folded)
 
 
-def test_the_address_of_the_repository_stands_in_one_place():
+def test_addresses_in_documents_follow_from_the_package_metadata():
     assert repository_url() in (ROOT / "pyproject.toml").read_text()
+    for document in documents():
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for address in re.findall(r"https://[\w.-]*github[.]io/[^\s)\"]*", text):
+            assert address.startswith(site_url()), (document, address)

@@ -40,7 +40,7 @@ Build a text-to-image diffusion model from nothing, one piece per lesson, up to 
 know PyTorch, and nothing about diffusion. You write the core of each method yourself, and a check tells you
 what is wrong.
 
-![digits sampled at eight guidance scales]({image})
+![eight captions, and the digits that form out of noise]({image})
 
 {buttons}
 
@@ -76,7 +76,7 @@ def home_page(links: Links) -> str:
         "Play with it: a diffusion model in this page\n```\n\n"
         "```{button-ref} lesson_01_ddpm/README\n:color: secondary\n:expand:\n\nRead it: lesson 1\n```"
     )
-    image = links.target("lesson_05_cfg/results/sweep.png", home)
+    image = links.target("lesson_05_cfg/results/forming.gif", home)
     page = PAGE.format(image=image, cards=cards, buttons=buttons)
     page += toctree(["Start here <README>", *(f"{lesson}/README" for lesson in LESSONS)], "The course")
     return page + toctree(["CONTRIBUTING", "api/index"], "Reference")

@@ -33,6 +33,12 @@ def repository_url() -> str:
     return urls["Repository"]
 
 
+def site_url() -> str:
+    """Return the address under which GitHub Pages serves the site of this repository."""
+    owner, name = repository_url().split("/")[-2:]
+    return f"https://{owner}.github.io/{name}/"
+
+
 def documents() -> list[Path]:
     """Return the documents that become pages, relative to the repository's root."""
     patterns = ("README.md", "CONTRIBUTING.md", "lesson_*/*.md", "lesson_*/*.ipynb", "lesson_*/*/README.md")
