@@ -10,7 +10,7 @@ HIGHLIGHT, PLAIN, EDGE = "#ffd37f", "#eef1f5", "#5b6673"
 LESSONS = [
     ("1 DDPM", "noise, denoise,\nsample"),
     ("2 Improved DDPM", "schedule, variance,\nfewer steps"),
-    ("3 ADM", "a better UNet,\nclasses, the score"),
+    ("3 ADM", "ADM's UNet,\nclasses, the score"),
     ("4 Text", "captions in\nthe UNet"),
     ("5 Guidance", "follow the\ncaption"),
     ("6 miniGLIDE", "64x64 photos,\nupsampling, editing"),

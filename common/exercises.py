@@ -54,7 +54,12 @@ def judge(answer: Callable, check: Check) -> str:
 
 
 def is_blank(function: Callable) -> bool:
-    """Return whether a function's body, below its decorators, is only a docstring, `...` or `pass`."""
+    """Return whether a function's body, below its decorators, is only a docstring, `...` or `pass`.
+
+    A class counts as blank while its `forward` is.
+    """
+    if inspect.isclass(function):  # a network: the reader writes `forward`
+        function = getattr(function, "forward", function)
     function = inspect.unwrap(function)
     if not hasattr(function, "__code__"):  # a partial, for instance
         return False

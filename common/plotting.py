@@ -129,11 +129,16 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
     return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
 
 
-def plot_trajectory(steps: Sequence[SamplerStep], columns: int = 8) -> Figure:
-    """Return a figure of x_t above the predicted x_0 of the first sample, at `columns` of the steps."""
+def plot_trajectory(
+    steps: Sequence[SamplerStep], columns: int = 8, timesteps: Sequence[int] | Tensor | None = None
+) -> Figure:
+    """Return a figure of x_t above the predicted x_0 of the first sample, at `columns` of the steps.
+
+    timesteps: those of a respaced process; with them, the labels show the original timesteps.
+    """
     chosen = evenly_spaced(steps, columns)
     images = torch.cat([torch.stack([s.x_t[0] for s in chosen]), torch.stack([s.x_0[0] for s in chosen])])
-    names = [f"t = {s.t}" for s in chosen]
+    names = [f"t = {s.t if timesteps is None else int(timesteps[s.t])}" for s in chosen]
     return plot_grid(images, len(chosen), row_labels=["x_t", "predicted x_0"], column_labels=names)
 
 

@@ -1,9 +1,13 @@
-"""What checks the reader's functions of ddpm.ipynb; sampling_checks.py has those from 1.6 on."""
+"""What checks the reader's functions of ddpm.ipynb, here 1.1 to 1.3.
+
+training_checks.py has 1.4 and 1.5, sampling_checks.py has those from 1.6 on.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from common.exercises import WrongAnswer, allclose, expect_shape, numbered
 from lesson_01_ddpm.sampling_checks import (
@@ -17,9 +21,11 @@ from lesson_01_ddpm.sampling_checks import (
     sample,
     white_noise,
 )
+from lesson_01_ddpm.training_checks import loss_fn, update_average
 from lesson_01_ddpm.unet import ResBlock, UNetConfig
 
 __all__ = [
+    "best_x_0",
     "ideal_denoiser",
     "loss_fn",
     "posterior_mean",
@@ -27,7 +33,7 @@ __all__ = [
     "residual_block",
     "reverse_step",
     "sample",
-    "train_step",
+    "update_average",
     "x_0_from_noise",
 ]
 
@@ -36,7 +42,15 @@ __all__ = [
 def q_sample(answer: Callable) -> None:
     """Walk one pixel through the chain step by step ten thousand times; compare mean and spread."""
     x_0, noise = images(), white_noise()
-    x_t = answer(x_0, TIMESTEPS, noise)
+    try:
+        x_t = answer(x_0, TIMESTEPS, noise)
+    except RuntimeError as error:
+        if "must match the size" in str(error):
+            raise WrongAnswer(
+                "The shapes do not fit: table[t] has one number per image. per_image(table, t) has the "
+                "shape [N, 1, 1, 1], which broadcasts over the pixels."
+            ) from error
+        raise
     expect_shape(x_t, (4, 1, 8, 8))
     alpha_bar = DIFFUSION.alpha_bar
     if allclose(x_t, at(alpha_bar) * x_0 + at(1 - alpha_bar) * noise):
@@ -62,10 +76,12 @@ def q_sample(answer: Callable) -> None:
         raise WrongAnswer(f"In your formula, {found}; the chain gives {pixel.mean():.3f}, {pixel.std():.3f}.")
     off = (x_t - at(alpha_bar.sqrt()) * x_0 - at((1 - alpha_bar).sqrt()) * noise).abs().amax((1, 2, 3))
     if off.max() > 1e-3:
+        if allclose(x_t[1:], DIFFUSION.q_sample(x_0, (TIMESTEPS - 1).clamp(min=0), noise)[1:]):
+            raise WrongAnswer("That is the image one step earlier: t is an index that starts at 0.")
         raise WrongAnswer(f"At t = {TIMESTEPS[off.argmax()]} the result is off by up to {off.max():.3f}.")
 
 
-@numbered("1.2")
+@numbered("1.2, one image")
 def x_0_from_noise(answer: Callable) -> None:
     """Noise that was added must come off again."""
     x_0, noise, alpha_bar = images(), white_noise(), DIFFUSION.alpha_bar
@@ -88,9 +104,41 @@ def x_0_from_noise(answer: Callable) -> None:
         )
 
 
+@numbered("1.2, the average")
+def best_x_0(answer: Callable) -> None:
+    """Compare with Bayes' rule for the two possible values, written with their log densities."""
+    t, x_t = torch.tensor([300, 0, 300, 999]), torch.tensor([0.1, 0.1, -1.5, 0.8]).view(-1, 1, 1, 1)
+    a = DIFFUSION.alpha_bar[t].view(-1, 1, 1, 1)
+    log_p = [Normal(a.sqrt() * value, (1 - a).sqrt()).log_prob(x_t.double()) for value in (1, -1)]
+    p = torch.stack(log_p).softmax(0)[0]
+    result = answer(x_t, t)
+    if isinstance(result, Tensor) and not result.isfinite().all():
+        raise WrongAnswer("At t = 0 the result is NaN, because an exponential overflows. tanh does not.")
+    expect_shape(result, (4, 1, 1, 1))
+    if allclose(result, p):
+        raise WrongAnswer("That is the probability p of the value 1. The average is p - (1 - p).")
+    if allclose(result, x_t.sign()):
+        raise WrongAnswer("That is the more probable of the two values. The average lies between them.")
+    if allclose(result, 1 - 2 * p):
+        raise WrongAnswer("The sign is wrong: the larger x_t is, the more probable is the value 1.")
+    if allclose(result, (x_t / (1 - a)).tanh()):
+        raise WrongAnswer("In x_t the two values are fainter: they are -sqrt(alpha_bar) and sqrt(alpha_bar).")
+    if allclose(result, (a.sqrt() * x_t / (1 - a).sqrt()).tanh()):
+        raise WrongAnswer("The exponent of a Gaussian divides by the variance, which is 1 - alpha_bar.")
+    if any(allclose(result, (factor * a.sqrt() * x_t / (1 - a)).tanh()) for factor in (0.5, 2)):
+        raise WrongAnswer("The exponent is off by a factor of 2: tanh z is (e^z - e^-z) / (e^z + e^-z).")
+    if allclose(result, x_t / a.sqrt()) or allclose(result, (x_t / a.sqrt()).clamp(-1, 1)):
+        raise WrongAnswer("x_t / sqrt(alpha_bar) does not use that the pixel can only be -1 or 1.")
+    if not allclose(result, 2 * p - 1):
+        raise WrongAnswer(
+            f"For x_t = 0.1 at t = 300 the average is {2 * p[0].item() - 1:.3f}, and you get "
+            f"{result[0].item():.3f}."
+        )
+
+
 @numbered("1.3")
 def residual_block(answer: Callable) -> None:
-    """Compare with the four lines of the text, with weights that are not zero."""
+    """Compare with the reference, with weights that are not zero."""
     torch.manual_seed(0)
     block = ResBlock(4, 8, UNetConfig(num_channels=4, num_groups=2))
     nn.init.normal_(block.conv_2.weight, std=0.1)
@@ -99,98 +147,29 @@ def residual_block(answer: Callable) -> None:
         h = block.conv_1(nn.functional.silu(block.norm_1(x)))
         h = h + block.emb(nn.functional.silu(emb))[:, :, None, None]
         expected = block.skip(x) + block.conv_2(nn.functional.silu(block.norm_2(h)))
-        without_silu = block.conv_1(nn.functional.silu(block.norm_1(x))) + block.emb(emb)[:, :, None, None]
+        first = block.conv_1(nn.functional.silu(block.norm_1(x)))
+        without_silu = first + block.emb(emb)[:, :, None, None]
+        at_the_end = block.skip(x) + block.conv_2(nn.functional.silu(block.norm_2(first))) + h - first
         try:
             ours = answer(block, x, emb)
         except RuntimeError as error:
             if "must match the size" in str(error):
                 raise WrongAnswer(
-                    "Two shapes do not fit. block.emb(...) is [N, C] and needs [:, :, None, None] to be "
-                    "added to an image, and the input has to pass through block.skip."
+                    "Two shapes do not fit. block.emb(...) is [N, C_out]: it needs [:, :, None, None], and "
+                    "it is added after conv_1. The input has to pass through block.skip."
                 ) from error
             raise
         expect_shape(ours, (2, 8, 8, 8))
         if allclose(ours, expected - block.skip(x)):
-            raise WrongAnswer("The skip connection is missing: add block.skip(x) at the end.")
+            raise WrongAnswer("The input is missing: add block.skip(x) at the end.")
         if allclose(ours, answer(block, x, torch.zeros_like(emb))):
             raise WrongAnswer("The result does not depend on emb: add block.emb(...) to every position.")
         if allclose(ours, block.skip(x) + block.conv_2(nn.functional.silu(block.norm_2(without_silu)))):
             raise WrongAnswer("emb has no activation: project F.silu(emb).")
+        if allclose(ours, at_the_end):
+            raise WrongAnswer("emb is added at the end, and only shifts channels there. Add it after conv_1.")
         if not allclose(ours, expected):
             off = (ours - expected).abs().max().item()
             raise WrongAnswer(
                 f"The result is off by up to {off:.2f}. The order is norm, SiLU, convolution, twice."
             )
-
-
-@numbered("1.4")
-def loss_fn(answer: Callable) -> None:
-    """Networks whose loss is known: one that predicts zero, and one that knows x_0."""
-    torch.manual_seed(0)
-    x_0, seen = images(256), []
-
-    def predicts_zero(x_t: Tensor, t: Tensor) -> Tensor:
-        seen.append((x_t, t))
-        return torch.zeros_like(x_t)
-
-    def knows_the_noise(x_t: Tensor, t: Tensor) -> Tensor:
-        return DIFFUSION.noise_from_x_0(x_t, t, x_0)
-
-    loss = answer(predicts_zero, x_0)
-    if not isinstance(loss, Tensor) or loss.shape != ():
-        raise WrongAnswer("Return a single number: the mean over all images and pixels.")
-    if not seen:
-        raise WrongAnswer("The network was not called.")
-    x_t, t = seen[0]
-    if t.shape != (256,) or t.is_floating_point():
-        raise WrongAnswer(f"The network needs one integer t per image; it got {tuple(t.shape)} of {t.dtype}.")
-    if len(t.unique()) == 1:
-        raise WrongAnswer("All images have the same t: draw one for each image.")
-    if t.min() < 0 or t.max() > 999 or (t > 900).sum() == 0 or (t < 100).sum() == 0:
-        raise WrongAnswer(f"t runs from {t.min()} to {t.max()}; draw it from 0 to 999.")
-    if torch.equal(x_t, x_0):
-        raise WrongAnswer("The network sees the clean images: add the noise first.")
-    if abs(loss.item() - 1) > 0.05:
-        raise WrongAnswer(
-            f"For a network that predicts zero the loss must be near 1, and is {loss.item():.3f}. "
-            "Is the target the noise, and is the noise from randn?"
-        )
-    if answer(knows_the_noise, x_0).item() > 1e-2:
-        raise WrongAnswer("Predicting the noise exactly still has a loss. Compare with the noise in x_t.")
-    answer(predicts_zero, torch.zeros(20_000, 1, 1, 1))
-    if (seen[-1][1].min(), seen[-1][1].max()) != (0, 999):
-        raise WrongAnswer(
-            f"In 20,000 draws t runs from {seen[-1][1].min()} to {seen[-1][1].max()}, not from 0 to 999. "
-            "The upper end of randint is exclusive."
-        )
-
-
-@numbered("1.5")
-def train_step(answer: Callable) -> None:
-    """A network with one weight, whose gradient is known."""
-
-    class Scale(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(1))
-
-        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-            return self.weight * x_t
-
-    torch.manual_seed(0)
-    network = Scale()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    first = answer(network, optimizer, images(256))
-    after_one = network.weight.item()
-    if after_one == 0:
-        raise WrongAnswer(
-            "The weight has not changed: call backward() on the loss, then optimizer.step(), and zero_grad() "
-            "before both or after both."
-        )
-    answer(network, optimizer, images(256, seed=2))
-    if abs(network.weight.item() - after_one) > 1.5 * abs(after_one):
-        raise WrongAnswer(
-            "The second step is too long: the gradient of the first is still in it. zero_grad()?"
-        )
-    if not isinstance(first, float):
-        raise WrongAnswer("Return the loss as a float (loss.item()), so that no graph is kept alive.")

@@ -5,7 +5,8 @@ NAME is one of
     along_training  FID and loss of the averaged weights at several steps of one training run
     ema             the weights of one training run, averaged over more or fewer steps, or not at all
     neighbours      samples and the training digits that are nearest to them
-    mistakes        the classic bugs, each trained next to the right version
+    mistakes        the classic bugs, each trained next to the correct version
+    metric_errors   how much FID and KID vary between sets of equally many digits (error_study.py)
 
 Each writes results/NAME.json and NAME.png. An interrupted experiment continues with the missing rows.
 """
@@ -46,6 +47,7 @@ from common.sampling import sample_batches
 from common.training.checkpoints import latest_checkpoint
 from common.training.metrics_csv import read_metrics
 from lesson_01_ddpm.diffusion import ddpm_sample, fixed_large, fixed_small, loss_simple, training_loss
+from lesson_01_ddpm.error_study import metric_errors
 from lesson_01_ddpm.mistakes import (
     AveragingLoss,
     loss_unscaled,
@@ -124,8 +126,7 @@ def variances(config: ExperimentConfig) -> None:
     curves: dict[str, list[tuple[float, float]]] = {}
 
     def measure(sampler: Sampler, steps: int) -> Row:
-        samples = sample(network, config, steps, config.samples_at(steps), sampler)
-        return sample_metrics(samples, reference)
+        return sample_metrics(sample(network, config, steps, config.samples_at(steps), sampler), reference)
 
     for name, log_variance_fn in by_name((fixed_small, fixed_large)).items():
         curves[name], sampler = [], partial(ddpm_sample, log_variance_fn=log_variance_fn)
@@ -213,7 +214,7 @@ def neighbours(config: ExperimentConfig) -> None:
 
 
 def mistakes(config: ExperimentConfig) -> None:
-    """Compare each bug with the right version, trained for as many steps."""
+    """Compare each bug with the correct version, trained for as many steps."""
     config = with_default_steps(config, 1000)
     table = open_table(LESSON, config)
     data = load_splits(config.dataset, config.data_dir)
@@ -243,7 +244,7 @@ def mistakes(config: ExperimentConfig) -> None:
     save_losses(table, {name: run_folder(LESSON, config, name) for name in losses})
 
 
-EXPERIMENTS = by_name((variances, along_training, ema, neighbours, mistakes))
+EXPERIMENTS = by_name((variances, along_training, ema, neighbours, mistakes, metric_errors))
 
 if __name__ == "__main__":
     run_command(partial(run_experiment, EXPERIMENTS), Config)

@@ -32,17 +32,22 @@ def plot_unet(config: UNetConfig) -> Figure:
             text.replace("residual block", "residual blocks"),
             size=7,
         )
-        skip = "skip connection" if level == 0 else ""
-        arrow(axes, (0.6 + indent + width, y + 0.36), (9.4 - indent - width, y + 0.36), skip, dashed=True)
+        for i in range(config.num_res_blocks + 1):  # one per block of the decoder
+            skip = "skip connections" if level == 0 and i == config.num_res_blocks else ""
+            height = y + 0.72 * (i + 1) / (config.num_res_blocks + 2)
+            arrow(axes, (0.6 + indent + width, height), (9.4 - indent - width, height), skip, dashed=True)
         if level < levels - 1:
             below = 0.6 + indent + 0.9
             arrow(axes, (below, y), (below, y - 0.27))
             arrow(axes, (10 - below, y - 0.27), (10 - below, y))
     x = 0.6 + 0.45 * (levels - 1)
-    box(axes, 3.6, 0.08, 2.8, 0.55, "middle: residual, attention, residual", size=7)
+    box(axes, 3.6, 0.08, 2.8, 0.55, "bottleneck: residual, attention, residual", size=7)
     arrow(axes, (x + 0.9, 0.9), (3.6, 0.36))
     arrow(axes, (6.4, 0.36), (10 - x - 0.9, 0.9))
-    box(axes, 3.4, levels + 0.95, 3.2, 0.5, "t → [cos, sin] → MLP → every residual block", HIGHLIGHT, size=7)
+    box(axes, 3.4, levels + 0.95, 3.2, 0.5, "t → [cos, sin] → MLP → emb", HIGHLIGHT, size=7)
+    for start, end in ((3.4, 2.6), (6.6, 7.4)):
+        arrow(axes, (start, levels + 1.1), (end, levels + 0.64))
+    axes.text(5, levels + 0.82, "emb goes to every residual block", ha="center", va="center", fontsize=7)
     axes.text(0.5, levels + 0.95, "x_t", ha="right", va="center", fontsize=9)
     arrow(axes, (0.55, levels + 0.95), (0.9, levels + 0.64))
     axes.text(9.5, levels + 0.95, "predicted noise", ha="center", va="center", fontsize=9)
@@ -61,32 +66,36 @@ def plot_timestep_embedding(width: int = 32) -> Figure:
     return figure
 
 
-def plot_reverse_conditional(axes: Axes, beta: float, x_t: float) -> None:
-    """Plot the exact q(x_{t-1} | x_t) for a distribution with two peaks, and the Gaussian with equal moments.
+def plot_reverse_conditional(axes: Axes, beta: float, alpha_bar: float, x_t: float = 0.1) -> None:
+    """Plot the exact q(x_{t-1} | x_t) for data with two peaks, and the Gaussian with equal moments.
 
-    x_{t-1} is an equal mixture of Gaussians at -1 and 1 with standard deviation 0.35.
+    x_0 is an equal mixture of Gaussians at -1 and 1 with standard deviation 0.35. alpha_bar is that of
+    x_{t-1}: 1 means that x_{t-1} is x_0 itself, and 0 that it is pure noise. beta is that of the step.
     """
-    x = np.linspace(-2, 2, 1000)
-    prior = np.exp(-((x - 1) ** 2) / (2 * 0.35**2)) + np.exp(-((x + 1) ** 2) / (2 * 0.35**2))
+    x = np.linspace(-4, 4, 4000)
+    mean, variance = math.sqrt(alpha_bar), 0.35**2 * alpha_bar + 1 - alpha_bar
+    prior = np.exp(-((x - mean) ** 2) / (2 * variance)) + np.exp(-((x + mean) ** 2) / (2 * variance))
     density = prior * np.exp(-((x_t - math.sqrt(1 - beta) * x) ** 2) / (2 * beta))
     density /= np.trapezoid(density, x)
     mean = np.trapezoid(x * density, x)
     variance = np.trapezoid((x - mean) ** 2 * density, x)
-    axes.plot(x, density, label="exact")
     gaussian = np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
-    axes.plot(x, gaussian, "--", label="Gaussian")
-    axes.set(title=rf"$\beta$ = {beta}", xlabel=r"$x_{t-1}$", yticks=[])
-    axes.legend(fontsize=7)
+    axes.fill_between(x, prior / np.trapezoid(prior, x), color="0.9", label=r"$x_{t-1}$ before seeing $x_t$")
+    axes.plot(x, density, label=r"$x_{t-1}$ given $x_t$, exact")
+    axes.plot(x, gaussian, "--", label="Gaussian with its mean and variance")
+    axes.set(xlabel=r"$x_{t-1}$", yticks=[], xlim=(-2.5, 2.5))
 
 
-def without_skips(network: UNet) -> nn.Module:
-    """Return a denoiser that runs the network with its skip connections switched off (set to zero)."""
+class WithoutSkips(nn.Module):
+    """A UNet whose decoder receives zeros in place of the encoder's feature maps."""
 
-    class NoSkips(nn.Module):
-        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-            h, skips, emb = network.encode(x_t, t)
-            for layers in network.up:
-                h = layers(torch.cat([h, torch.zeros_like(skips.pop())], 1), emb, None)
-            return network.conv_out(h)
+    def __init__(self, network: UNet):
+        super().__init__()
+        self.network = network
 
-    return NoSkips()
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the predicted noise [N, C, H, W]."""
+        h, skips, emb = self.network.encode(x_t, t)
+        for layers in self.network.up:
+            h = layers(torch.cat([h, torch.zeros_like(skips.pop())], 1), emb, None)
+        return self.network.conv_out(h)

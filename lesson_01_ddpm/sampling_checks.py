@@ -51,17 +51,53 @@ def posterior_mean(answer: Callable) -> None:
             f"For x_0 = 0.8, x_t = 0.7 and t = 5 the product of the densities has its mean at "
             f"{expected:.4f}; your formula gives {result.item():.4f}."
         )
-    ones, zeros, t = torch.full((1, 1, 1, 1), 1e4), torch.zeros(1, 1, 1, 1), torch.tensor([300])
-    if not torch.allclose(answer(ones, zeros, t), DIFFUSION.q_posterior_mean(ones, zeros, t), rtol=1e-3):
+    t, one, zero = torch.tensor([50, 300, 700, 999]), torch.ones(4, 1, 1, 1), torch.zeros(4, 1, 1, 1)
+    of_x_0 = DIFFUSION.q_posterior_mean(one, zero, t)
+    if not torch.allclose(answer(one, zero, t), of_x_0, rtol=1e-3, atol=0):
         raise WrongAnswer("The factor of x_0 is wrong: it has the root of alpha_bar_prev, not of alpha_bar.")
+    of_x_t, found = DIFFUSION.q_posterior_mean(zero, one, t), answer(zero, one, t)
+    if allclose(found, of_x_t * at((1 - DIFFUSION.betas).sqrt(), t)):
+        raise WrongAnswer("A root is missing: the factor of x_t contains sqrt(alpha), not alpha = 1 - beta.")
+    if not torch.allclose(found, of_x_t, rtol=1e-3):
+        i = (found - of_x_t).abs().argmax()
+        raise WrongAnswer(
+            f"The factor of x_t is wrong: at t = {t[i]} it is {of_x_t.flatten()[i]:.4f}, and yours is "
+            f"{found.flatten()[i]:.4f}."
+        )
     first = answer(images(), white_noise(), torch.zeros(4, dtype=torch.int64))
     if not first.isfinite().all():
         raise WrongAnswer(
-            "At t = 0 the result is not a number: the first form of eq. 7 divides by 1 - alpha_bar_prev, "
-            "which is 0 there. Use the second form."
+            "At t = 0 the result is not a number: the form above the exercise divides by "
+            "1 - alpha_bar_prev, which is 0 there. Insert beta_tilde and simplify first."
         )
     if not torch.allclose(first, images(), atol=1e-4):
         raise WrongAnswer("At t = 0 the mean is x_0 itself: alpha_bar before the first step is 1.")
+
+
+def check_mean(x_prev: Tensor, x_0: Tensor) -> None:
+    """Raise WrongAnswer unless x_prev, a step from t = 5, depends on x_0 and x_t as the posterior mean does.
+
+    The noise of the step does not matter, because the slopes are fitted to all pixels. x_t must have been
+    made from x_0 with `white_noise`.
+    """
+    x_t = DIFFUSION.q_sample(x_0, torch.full((len(x_0),), 5), white_noise(len(x_0)))
+    inputs = torch.stack([x_0.flatten(), x_t.flatten()], 1).double()
+    found = torch.linalg.lstsq(inputs, x_prev.reshape(-1, 1).double()).solution.flatten()
+    wanted = torch.stack([DIFFUSION.posterior_mean_coef1[5], DIFFUSION.posterior_mean_coef2[5]])
+    if (found - wanted).abs().max() < 0.04:
+        return
+    numbers = f"{found[0]:.2f} x_0_hat + {found[1]:.2f} x_t"
+    for pattern, hint in (
+        (wanted.flip(0), "The arguments are swapped: call posterior_mean(x_0_hat, x_t, ...)."),
+        (torch.tensor([1.0, 0.0]), "Take the posterior mean of x_0_hat and x_t, not x_0_hat itself."),
+        (torch.tensor([0.0, 1.0]), "Take the posterior mean of x_0_hat and x_t, not x_t itself."),
+    ):
+        if (found - pattern).abs().max() < 0.04:
+            raise WrongAnswer(f"The mean is wrong: at t = 5 it is {numbers}. {hint}")
+    raise WrongAnswer(
+        f"The mean is wrong: at t = 5 it is {numbers}; the posterior mean is {wanted[0]:.2f} x_0_hat + "
+        f"{wanted[1]:.2f} x_t."
+    )
 
 
 @numbered("1.7, one step")
@@ -76,15 +112,21 @@ def reverse_step(answer: Callable) -> None:
 
     torch.manual_seed(0)
     with torch.no_grad():
+        t = torch.zeros(200, dtype=torch.int64)
+        x_t = DIFFUSION.q_sample(x_0, t, white_noise(200))
+        last = answer(knows_x_0, x_t, 0)
+        expect_shape(last, (200, 1, 8, 8))
+        if allclose(last, knows_x_0(x_t, t)):
+            raise WrongAnswer(
+                "That is the predicted noise. Compute x_0_hat from it, then the posterior mean."
+            )
+        if allclose(last, knows_x_0(x_t, t).clamp(-1, 1)):
+            raise WrongAnswer("The network's output is noise, not x_0: pass it through x_0_from_noise.")
+        check_mean(answer(knows_x_0, DIFFUSION.q_sample(x_0, t + 5, white_noise(200)), 5), x_0)
         t = torch.full((200,), 300)
         x_t = DIFFUSION.q_sample(x_0, t, white_noise(200))
         expected = DIFFUSION.q_posterior_mean(x_0, x_t, t)
         x_prev = answer(knows_x_0, x_t, 300)
-        expect_shape(x_prev, (200, 1, 8, 8))
-        if allclose(x_prev, knows_x_0(x_t, t)):
-            raise WrongAnswer(
-                "That is the predicted noise. Compute x_0_hat from it, then the posterior mean."
-            )
         spread, sigma = (x_prev - expected).std().item(), DIFFUSION.beta_tilde[300].sqrt().item()
         if spread < 1e-4:
             raise WrongAnswer("It adds no noise: at t > 0 add noise of standard deviation sqrt(beta_tilde).")
@@ -92,13 +134,8 @@ def reverse_step(answer: Callable) -> None:
             raise WrongAnswer("The noise is multiplied by the variance; take the standard deviation.")
         if abs(spread / sigma - 1) > 0.05:
             raise WrongAnswer(f"At t = 300 the noise has standard deviation {spread:.4f}, not {sigma:.4f}.")
-        if abs((x_prev - expected).mean().item()) > 5 * sigma / (200 * 64) ** 0.5:
-            raise WrongAnswer("The mean is off: it is posterior_mean with the predicted x_0.")
         t = torch.zeros(200, dtype=torch.int64)
         x_t = DIFFUSION.q_sample(x_0, t, white_noise(200))
-        last = answer(knows_x_0, x_t, 0)
-        if allclose(last, DIFFUSION.noise_from_x_0(x_t, t, x_0).clamp(-1, 1)):
-            raise WrongAnswer("The network's output is noise, not x_0: pass it through x_0_from_noise.")
         off = (last - x_0).abs().max().item()
         if off > 1e-3:
             raise WrongAnswer(f"At t = 0 the result is off by {off:.3f}. Is noise added in the last step?")

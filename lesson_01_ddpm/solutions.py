@@ -25,9 +25,14 @@ def q_sample(x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     return per_image(alpha_bar.sqrt(), t) * x_0 + per_image((1 - alpha_bar).sqrt(), t) * noise
 
 
-def x_0_from_noise(x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """Exercise 1.2: return the x_0 from which q_sample makes x_t with this noise."""
-    return (x_t - per_image((1 - alpha_bar).sqrt(), t) * noise) / per_image(alpha_bar.sqrt(), t)
+def x_0_from_noise(x_t: Tensor, t: Tensor, eps_hat: Tensor) -> Tensor:
+    """Exercise 1.2: return the x_0 from which q_sample makes x_t with noise eps_hat."""
+    return (x_t - per_image((1 - alpha_bar).sqrt(), t) * eps_hat) / per_image(alpha_bar.sqrt(), t)
+
+
+def best_x_0(x_t: Tensor, t: Tensor) -> Tensor:
+    """Exercise 1.2: return the average x_0, given x_t, of a pixel that is -1 or 1 with equal probability."""
+    return (per_image(alpha_bar.sqrt() / (1 - alpha_bar), t) * x_t).tanh()
 
 
 def residual_block(block: Any, x: Tensor, emb: Tensor) -> Tensor:
@@ -46,13 +51,12 @@ def loss_fn(network: Callable, x_0: Tensor) -> Tensor:
     return (eps_hat - noise).square().mean()
 
 
-def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, x_0: Tensor) -> float:
-    """Exercise 1.5: take one optimizer step and return the loss."""
-    loss = loss_fn(network, x_0)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, step: int) -> None:
+    """Exercise 1.5: move the averaged weights towards those of the network after training step 1, 2, ..."""
+    rate = max(1 / step, 0.05)
+    for averaged, latest in zip(average.parameters(), network.parameters()):
+        averaged.lerp_(latest, rate)
 
 
 def posterior_mean(x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -67,7 +71,9 @@ def reverse_step(network: Callable, x_t: Tensor, t: int) -> Tensor:
     steps = torch.full((len(x_t),), t)
     x_0_hat = x_0_from_noise(x_t, steps, network(x_t, steps)).clamp(-1, 1)
     mean = posterior_mean(x_0_hat, x_t, steps)
-    return mean + beta_tilde[t].sqrt().float() * torch.randn_like(x_t) if t > 0 else mean
+    if t == 0:
+        return mean
+    return mean + beta_tilde[t].sqrt().float() * torch.randn_like(x_t)
 
 
 @torch.no_grad()
@@ -81,8 +87,8 @@ def sample(network: Callable, n: int) -> Tensor:
 
 def ideal_denoiser(data: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """Exercise 1.10: return the best prediction of the noise in x_t if `data` [M, 1, H, W] is all."""
-    a = per_image(alpha_bar, t)
-    distance = (x_t[:, None] - a.sqrt()[:, None] * data).square().sum((2, 3, 4))
-    weights = (-distance / (2 * (1 - a.view(-1, 1)))).softmax(1)
+    image_factor, noise_variance = per_image(alpha_bar.sqrt(), t), per_image(1 - alpha_bar, t)
+    distance = (x_t[:, None] - image_factor[:, None] * data).square().sum((2, 3, 4))
+    weights = (-distance / (2 * noise_variance.view(-1, 1))).softmax(1)
     x_0_hat = torch.einsum("nm,mchw->nchw", weights, data)
-    return (x_t - a.sqrt() * x_0_hat) / (1 - a).sqrt()
+    return (x_t - image_factor * x_0_hat) / noise_variance.sqrt()
