@@ -1,4 +1,7 @@
-"""What checks the reader's functions of improved_ddpm.ipynb, against independent values."""
+"""What checks the reader's functions of improved_ddpm.ipynb, against independent values.
+
+The checks of sections 6 and 7 are in `sampling_checks.py`.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,6 +12,9 @@ from torch.distributions import Normal, kl_divergence
 
 from common.exercises import WrongAnswer, allclose, expect_shape, numbered
 from lesson_01_ddpm.diffusion import GaussianDiffusion, fixed_large, linear_betas
+from lesson_02_improved_ddpm.sampling_checks import ddim as ddim
+from lesson_02_improved_ddpm.sampling_checks import ddim_step as ddim_step
+from lesson_02_improved_ddpm.sampling_checks import family_sample as family_sample
 from lesson_02_improved_ddpm.variational_bound import loss_hybrid as reference_loss_hybrid
 
 DIFFUSION = GaussianDiffusion(linear_betas(1000))
@@ -19,10 +25,42 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 @numbered("2.1")
+def respaced_betas(answer: Callable) -> None:
+    """alpha_bar at the kept timesteps must not change."""
+    kept = torch.tensor([0, 199, 499, 999])
+    betas = answer(DIFFUSION.alpha_bar, kept)
+    expect_shape(betas, (4,))
+    if same(betas, DIFFUSION.betas[kept]):
+        raise WrongAnswer("These are the old betas. A longer step adds more noise: its beta must be larger.")
+    old, wanted = DIFFUSION.alpha_bar, DIFFUSION.alpha_bar[kept]
+    if same(betas, 1 - wanted):
+        raise WrongAnswer("This is 1 - alpha_bar, the whole noise so far; beta is that of one step alone.")
+    if same(betas, 1 - old[kept] / old[(kept - 1).clamp(min=0)]):
+        raise WrongAnswer("alpha_bar is divided by that of t - 1. Which timestep came before in `kept`?")
+    alpha_bar = (1 - betas.double()).cumprod(0)
+    if not same(alpha_bar, DIFFUSION.alpha_bar[kept]):
+        worst = int((alpha_bar - DIFFUSION.alpha_bar[kept]).abs().argmax())
+        raise WrongAnswer(
+            f"At timestep {kept[worst]} the new process has alpha_bar {alpha_bar[worst]:.4f}, the old one "
+            f"{DIFFUSION.alpha_bar[kept[worst]]:.4f}. The network would see the wrong noise level there."
+        )
+
+
+@numbered("2.2")
 def cosine_betas(answer: Callable) -> None:
     """The product of 1 - beta must be the cosine curve itself."""
     betas = answer(1000)
     expect_shape(betas, (1000,))
+    steps = torch.arange(1, 1001, dtype=torch.float64)
+    curve = ((steps / 1000 + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+    curve = curve / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    if torch.allclose(betas.double()[:900], 1 - curve[:900], atol=2e-3):
+        raise WrongAnswer(
+            "This is 1 - alpha_bar, the whole noise so far. The beta of one step follows from two successive "
+            "values of alpha_bar (exercise 2.1)."
+        )
+    if betas[0] == 0:
+        raise WrongAnswer("The first beta is 0: the curve is shifted by one step.")
     if abs(betas.max().item() - 0.999) > 1e-6:
         raise WrongAnswer(
             f"The largest beta is {betas.max():.4f}, and 1 would erase the image: clamp to 0.999."
@@ -43,7 +81,41 @@ def cosine_betas(answer: Callable) -> None:
             )
 
 
-@numbered("2.2")
+@numbered("2.3")
+def best_variance(answer: Callable) -> None:
+    """Compare with Gaussian data, for which the variance of x_{t-1} given x_t is known."""
+    for i, s in ((500, 1.0), (20, 0.5), (2, 0.1)):
+        a, previous, beta = (
+            float(x[i]) for x in (DIFFUSION.alpha_bar, DIFFUSION.alpha_bar_prev, DIFFUSION.betas)
+        )
+        error = s**2 * (1 - a) / (a * s**2 + 1 - a)  # of the best x_0_hat for data of variance s^2
+        variance = previous * s**2 + 1 - previous  # of x_{t-1}
+        wanted = beta * variance / ((1 - beta) * variance + beta)
+        result, small = answer(DIFFUSION, i, torch.tensor(error)), float(DIFFUSION.beta_tilde[i])
+        expect_shape(torch.as_tensor(result), ())
+        result, without = float(result), float(answer(DIFFUSION, i, torch.tensor(0.0)))
+        c = float(DIFFUSION.posterior_mean_coef1[i])
+        if abs(result / wanted - 1) < 1e-4:
+            continue
+        if abs(result / small - 1) < 1e-6:
+            raise WrongAnswer("The error has no effect. With an uncertain x_0, x_{t-1} varies more.")
+        if abs(result / wanted**0.5 - 1) < 1e-4:
+            raise WrongAnswer("That is the standard deviation; return the variance.")
+        if abs(result / math.log(wanted) - 1) < 1e-4:
+            raise WrongAnswer("That is the logarithm; return the variance itself.")
+        if abs(without) < 1e-9:
+            raise WrongAnswer("With an error of 0 the variance must be beta_tilde: a part is missing.")
+        if abs(result / (small + error) - 1) < 1e-4:
+            raise WrongAnswer(
+                "An error of x_0_hat does not reach x_{t-1} as it is: which factor does x_0 have?"
+            )
+        if abs(result / (small + c * error) - 1) < 1e-4:
+            raise WrongAnswer("A factor c in front of x_0 multiplies the variance by c^2.")
+        data = "white noise of variance 1" if s == 1 else f"Gaussian data of standard deviation {s}"
+        raise WrongAnswer(f"For {data} the variance at i = {i} is {wanted:.6f}, not {result:.6f}.")
+
+
+@numbered("2.4")
 def normal_kl(answer: Callable) -> None:
     """Compare with the integral of q log(q / p) on a grid."""
     mean_1, var_1, mean_2, var_2 = 0.3, 0.5, -0.4, 1.2
@@ -67,74 +139,67 @@ def normal_kl(answer: Callable) -> None:
         raise WrongAnswer("That is KL(N_2 || N_1), the reverse: the expectation is under the first Gaussian.")
     if abs(result - wanted / math.log(2)) < 1e-3:
         raise WrongAnswer("That is in bits; return nats here. The notebook divides by log 2 later.")
+    if abs(result - 2 * wanted) < 1e-3:
+        raise WrongAnswer("Twice too large: where is the 1/2 of the log density?")
     if abs(result - wanted) > 1e-3:
         raise WrongAnswer(f"The integral of q log(q / p) is {wanted:.4f}; your formula gives {result:.4f}.")
 
 
-@numbered("2.3")
+@numbered("2.5")
 def vlb_term(answer: Callable) -> None:
     """Compare with the divergence and the cumulative distribution of torch.distributions."""
     torch.manual_seed(0)
     x_0 = (torch.randint(256, (3, 1, 4, 4)) / 127.5 - 1).float()
-    noise, output = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    noise = torch.randn(3, 1, 4, 4)
 
-    def result_and_parts(t: int) -> tuple[Tensor, Normal, Normal]:
-        steps = torch.full((3,), t)
-        x_t = DIFFUSION.q_sample(x_0, steps, noise)
-        p = DIFFUSION.p_mean_variance(output, x_t, steps, fixed_large, denoised_fn=None)
-        q_mean = DIFFUSION.q_posterior_mean(x_0, x_t, steps).double()
-        q = Normal(q_mean, (DIFFUSION.posterior_log_variance[t] / 2).exp())
-        result = answer(DIFFUSION, output, x_0, x_t, t, fixed_large)
-        expect_shape(result, (3,))
+    def result_and_parts(i: int) -> tuple[Tensor, Normal, Normal]:
+        t, output = torch.full((3,), i), noise + 0.1 * noise.roll(1, 3)
+        x_t = DIFFUSION.q_sample(x_0, t, noise)
+        p = DIFFUSION.p_mean_variance(output, x_t, t, fixed_large)
+        q_mean = DIFFUSION.q_posterior_mean(x_0, x_t, t).double()
+        q = Normal(q_mean, (DIFFUSION.posterior_log_variance[i] / 2).exp())
+        result = answer(DIFFUSION, output, x_0, x_t, i, fixed_large)
+        if isinstance(result, Tensor) and not result.isfinite().all():
+            raise WrongAnswer("NaN or infinity: normal_kl expects log variances.")
+        expect_shape(result, (3, 1, 4, 4))
         return result, q, Normal(p.mean.double(), (p.log_variance.double() / 2).exp())
 
     def bits(nats: Tensor) -> Tensor:
-        return nats.flatten(1).mean(1) / math.log(2)
+        return nats / math.log(2)
 
     result, q, p = result_and_parts(3)
     wanted = bits(kl_divergence(q, p))
+    plain = Normal(q.mean, (DIFFUSION.beta_tilde[3].float() / 2).exp().double())  # the variance as its log
     if allclose(result, bits(kl_divergence(p, q))):
         raise WrongAnswer("The divergence is reversed: q, the posterior, comes first.")
     if allclose(result, wanted * math.log(2)):
         raise WrongAnswer("The KL term is in nats: divide it by log 2.")
-    if allclose(result, 16 * wanted):
-        raise WrongAnswer("That is the sum over the pixels; bits per dimension are the mean.")
+    if torch.allclose(result.double(), bits(kl_divergence(plain, p)), rtol=1e-3):
+        raise WrongAnswer("normal_kl gets the variance beta_tilde as it is. Pass log variances.")
+    if allclose(result, bits(kl_divergence(Normal(q.mean, p.stddev), p))):
+        raise WrongAnswer("The variance of q is taken as beta_t. The posterior's variance is beta_tilde.")
     if not allclose(result, wanted):
-        raise WrongAnswer(f"At t = 3 the first image has {wanted[0]:.4f} bits/dim, not {result[0]:.4f}.")
+        raise WrongAnswer(
+            f"At i = 3 the first pixel has {wanted.flatten()[0]:.4f} bits, not {result.flatten()[0]:.4f}."
+        )
     result, q, p = result_and_parts(400)
     if not allclose(result, bits(kl_divergence(q, p))):
-        raise WrongAnswer("At t = 400 the value is wrong. Is clipping of x_0_hat off (denoised_fn=None)?")
+        raise WrongAnswer("At i = 400 the value is wrong. Is x_0_hat clipped, as in the sampler?")
     result, q, p = result_and_parts(0)
     below = p.cdf((x_0 - 1 / 255).double()).masked_fill(x_0 < -0.999, 0)
     above = p.cdf((x_0 + 1 / 255).double()).masked_fill(x_0 > 0.999, 1)
     wanted = bits(-(above - below).clamp(min=1e-12).log())
     if allclose(result, bits(kl_divergence(q, p))):
-        raise WrongAnswer(
-            "At t = 0 there is no KL term, but the cost of the gray values: discretized_nll_bits."
-        )
+        raise WrongAnswer("At i = 0 there is no KL term, but the cost of the gray values.")
     if torch.allclose(result.double(), wanted / math.log(2), rtol=1e-2):
         raise WrongAnswer("discretized_nll_bits is in bits already: only the KL is divided by log 2.")
-    if not torch.allclose(result.double(), wanted, rtol=1e-2):
-        raise WrongAnswer(f"At t = 0 the first image has {wanted[0]:.4f} bits/dim, not {result[0]:.4f}.")
+    if not torch.allclose(result.double(), wanted, rtol=1e-2, atol=1e-3):
+        raise WrongAnswer(
+            f"At i = 0 the first pixel has {wanted.flatten()[0]:.4f} bits, not {result.flatten()[0]:.4f}."
+        )
 
 
-@numbered("2.4")
-def learned_log_variance(answer: Callable) -> None:
-    """v = -1 and v = 1 are the two limits, and between them the logarithm is linear."""
-    low, high = torch.tensor([-6.0]), torch.tensor([-4.0])
-    results = [answer(torch.tensor([v]), low, high) for v in (-1.0, 0.0, 1.0)]
-    for result in results:
-        expect_shape(result, (1,))
-    ends = [result.item() for result in results]
-    if abs(ends[0] - -4) < 1e-5 and abs(ends[2] - -6) < 1e-5:
-        raise WrongAnswer("The limits are swapped: v = 1 must give log beta, the larger one.")
-    if abs(ends[0] - -8) < 1e-5 or abs(ends[2] - -4) > 1e-5 or abs(ends[0] - -6) > 1e-5:
-        raise WrongAnswer(f"v = -1 gives {ends[0]:.2f} and v = 1 gives {ends[2]:.2f}; wanted are -6 and -4.")
-    if abs(ends[1] - -5) > 1e-5:
-        raise WrongAnswer("Interpolate the logarithms, not the variances: v = 0 must give -5 here.")
-
-
-@numbered("2.5")
+@numbered("2.6")
 def loss_hybrid(answer: Callable) -> None:
     """The value, and which outputs the two parts of its gradient reach."""
     torch.manual_seed(0)
@@ -148,102 +213,24 @@ def loss_hybrid(answer: Callable) -> None:
     if allclose(loss, simple):
         raise WrongAnswer("The VLB is missing.")
     if allclose(loss, simple + (wanted - simple) / 1000):
-        raise WrongAnswer("The VLB counts 1000 times too little: one term at a random t stands for all T.")
+        raise WrongAnswer(
+            "The weight of the VLB is 1000 times too small: one random term stands for a sum of T terms."
+        )
     if allclose(loss, simple + (wanted - simple) * 1000):
-        raise WrongAnswer("The factor 0.001 of L_vlb is missing.")
+        raise WrongAnswer(
+            "The weight of the VLB is 1000 times too large: the factor 0.001 of L_vlb is missing."
+        )
+    if allclose(loss, reference_loss_hybrid(DIFFUSION, lambda x_t, t: output.flip(1), x_0, t, noise)):
+        raise WrongAnswer("The outputs are swapped: the first channel is eps_hat, the second v.")
     if not allclose(loss, wanted):
-        raise WrongAnswer("The value is wrong. It is squared_error + 0.001 * T * vb_terms_bpd.")
+        excess, right = (float((x - simple.detach())[1]) for x in (loss.detach(), wanted.detach()))
+        raise WrongAnswer(
+            f"At t = 10 the loss exceeds L_simple by {excess:.4f} and should by {right:.4f}. "
+            "How many terms does the sum have, and what is its weight?"
+        )
     (gradient,) = torch.autograd.grad(loss.sum(), output, allow_unused=True)
     (of_simple,) = torch.autograd.grad(simple.sum(), output)
     if not gradient[:, 1:].any():
         raise WrongAnswer("v gets no gradient, so the variance cannot be learned: do not detach it.")
     if not torch.allclose(gradient[:, :1], of_simple[:, :1], rtol=1e-3, atol=1e-5):
         raise WrongAnswer("The VLB's gradient reaches eps_hat: detach eps_hat (and nothing else) in it.")
-
-
-@numbered("2.6")
-def respaced_betas(answer: Callable) -> None:
-    """alpha_bar at the kept timesteps must not change."""
-    kept = torch.tensor([0, 199, 499, 999])
-    betas = answer(DIFFUSION.alpha_bar, kept)
-    expect_shape(betas, (4,))
-    if same(betas, DIFFUSION.betas[kept]):
-        raise WrongAnswer("These are the old betas. A longer step adds more noise: its beta must be larger.")
-    alpha_bar = (1 - betas.double()).cumprod(0)
-    if not same(alpha_bar, DIFFUSION.alpha_bar[kept]):
-        worst = int((alpha_bar - DIFFUSION.alpha_bar[kept]).abs().argmax())
-        raise WrongAnswer(
-            f"At timestep {kept[worst]} the new process has alpha_bar {alpha_bar[worst]:.4f}, the old one "
-            f"{DIFFUSION.alpha_bar[kept[worst]]:.4f}. A beta is 1 - alpha_bar / (alpha_bar of the kept step "
-            "before)."
-        )
-
-
-@numbered("2.7")
-def ddim_step(answer: Callable) -> None:
-    """With the true x_0 and noise, the step must have the marginal of the earlier timestep."""
-    torch.manual_seed(0)
-    x_0, noise, z = torch.rand(1, 1, 4, 4) * 2 - 1, torch.randn(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
-    a = DIFFUSION.alpha_bar[300].item()
-    result, noisy = answer(x_0, noise, a, 0.0), answer(z, noise, a, 0.3)
-    expect_shape(result, (1, 1, 4, 4))
-    if allclose(result, a * x_0 + (1 - a) * noise):
-        raise WrongAnswer("The factors are the square roots of alpha_bar and 1 - alpha_bar.")
-    if allclose(result, (1 - a) ** 0.5 * x_0 + a**0.5 * noise):
-        raise WrongAnswer("Image and noise have each other's factor.")
-    if allclose(result, a**0.5 * x_0):
-        raise WrongAnswer("The noise is gone. The step goes to a lower noise level, not to the image.")
-    if not allclose(result, DIFFUSION.q_sample(x_0, torch.tensor([300]), noise)):
-        raise WrongAnswer("With the true image and noise and sigma = 0, the result must be q_sample.")
-    if allclose(noisy, (1 - a) ** 0.5 * noise):
-        raise WrongAnswer("sigma has no effect: the factor of eps_hat is sqrt(1 - alpha_bar_prev - sigma^2).")
-    if not allclose(noisy, (1 - a - 0.09) ** 0.5 * noise):
-        raise WrongAnswer("The variances must add up: that of eps_hat is 1 - alpha_bar_prev - sigma^2.")
-
-
-@numbered("2.8")
-def ddim(answer: Callable) -> None:
-    """A network that is not sure: which timesteps it gets, and each step by hand."""
-    process = DIFFUSION.respace_evenly(5)
-    x_T, seen = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), []
-
-    def network(x_t: Tensor, t: Tensor) -> Tensor:  # eps_hat and v
-        if torch.is_grad_enabled():
-            raise WrongAnswer("Gradients are on, so all steps stay in memory. Keep @torch.no_grad().")
-        seen.append(int(t[0]))
-        return torch.cat([0.7 * x_t.roll(1, 3), torch.ones_like(x_t)], 1)
-
-    def by_hand(clip: bool = True, again: bool = True) -> Tensor:
-        x = x_T
-        for a, before in zip(process.alpha_bar.flip(0).tolist(), process.alpha_bar_prev.flip(0).tolist()):
-            eps_hat = 0.7 * x.roll(1, 3)
-            x_0 = (x - (1 - a) ** 0.5 * eps_hat) / a**0.5
-            x_0 = x_0.clamp(-1, 1) if clip else x_0
-            eps_hat = (x - a**0.5 * x_0) / (1 - a) ** 0.5 if again else eps_hat
-            x = before**0.5 * x_0 + (1 - before) ** 0.5 * eps_hat
-        return x
-
-    torch.manual_seed(0)
-    try:
-        result = answer(network, process, x_T)
-    except RuntimeError as error:
-        if "must match the size" in str(error):
-            raise WrongAnswer(
-                "The network returns eps_hat and v. Take its first channel: [:, :1]."
-            ) from error
-        raise
-    if seen in ([4, 3, 2, 1, 0], list(range(5))):
-        raise WrongAnswer("The network gets the index, 0 to 4, not the timestep: use process.predict.")
-    if seen == process.timesteps.tolist():
-        raise WrongAnswer("The loop runs upwards; sampling goes from the last timestep down to 0.")
-    if seen != process.timesteps.flip(0).tolist():
-        raise WrongAnswer(f"The network got the timesteps {seen}, not {process.timesteps.flip(0).tolist()}.")
-    expect_shape(result, (3, 1, 4, 4))
-    if allclose(result, by_hand(clip=False)):
-        raise WrongAnswer("x_0_hat is not clipped to [-1, 1].")
-    if allclose(result, by_hand(again=False)):
-        raise WrongAnswer("After clipping, eps_hat no longer belongs to x_0_hat: compute it again.")
-    if not torch.equal(result, answer(network, process, x_T)):
-        raise WrongAnswer("Two calls from the same noise differ, so the sampler adds noise. DDIM adds none.")
-    if not allclose(result, by_hand()):
-        raise WrongAnswer("The result is wrong. Does each step go to process.alpha_bar_prev[i]?")

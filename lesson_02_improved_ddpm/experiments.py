@@ -5,7 +5,7 @@ NAME is one of
     few_steps       fixed variances, learned variance and DDIM at 5 to 250 steps
     lesson_1_bits   bits/dim of lesson 1's network with either fixed variance
     gradient_noise  the gradient of L_vlb with uniform and with importance-sampled t
-    mistakes        the classic bugs, each trained next to the right version
+    mistakes        the classic bugs, each trained next to the correct version
 
 Each writes results/NAME.json and NAME.png. An interrupted experiment continues with the missing rows.
 """
@@ -209,31 +209,31 @@ def gradient_noise(config: ExperimentConfig) -> None:
 
 
 def mistakes(config: ExperimentConfig) -> None:
-    """Compare each bug with the right version, in bits/dim and in samples."""
+    """Compare each bug with the correct version, in bits/dim and in samples."""
     config = with_default_steps(config, 1000)
     table = open_table(LESSON, config)
     data = load_splits(config.dataset, config.data_dir)
     reference, diffusion = reference_for(data[0]), make_diffusion()
     few = diffusion.respace_evenly(SHOWN_STEPS)
     losses = {
-        "right": loss_hybrid,
-        "bound 1000 times too weak": weighted_hybrid(0.001),
-        "bound 1000 times too strong": weighted_hybrid(1000.0),
-        "bound moves eps_hat": leaking_hybrid,
+        "correct": loss_hybrid,
+        "VLB weight 1000 times too small": weighted_hybrid(0.001),
+        "VLB weight 1000 times too large": weighted_hybrid(1000.0),
+        "VLB also trains eps_hat": leaking_hybrid,
     }
     networks = {
         name: train_digits(config, data, name, uniform_loss(loss, diffusion)) for name, loss in losses.items()
     }
-    right = networks["right"]
+    correct = networks["correct"]
     samplers = {name: partial(sample, network, few) for name, network in networks.items()}
-    samplers["t un-mapped"] = partial(sample, unmapped(few, right), few)
-    samplers["v swapped"] = partial(
-        sample, right, few, sampler=partial(ddpm_sample, log_variance_fn=swapped_range)
+    samplers["index instead of timestep"] = partial(sample, unmapped(few, correct), few)
+    samplers["limits of variance swapped"] = partial(
+        sample, correct, few, sampler=partial(ddpm_sample, log_variance_fn=swapped_range)
     )
 
     def measure(name: str) -> Row:
-        kwargs = {"log_variance_fn": swapped_range} if name == "v swapped" else {}
-        bits = measure_bits(networks.get(name, right), diffusion, data[1], config, **kwargs)
+        kwargs = {"log_variance_fn": swapped_range} if name == "limits of variance swapped" else {}
+        bits = measure_bits(networks.get(name, correct), diffusion, data[1], config, **kwargs)
         return sample_metrics(samplers[name](config.num_samples, config), reference) | bits
 
     for name in samplers:

@@ -63,3 +63,19 @@ def plot_schedules(schedules: Mapping[str, Tensor]) -> Figure:
     axes.set(xlabel="t", ylabel=r"$\sqrt{\bar\alpha_t}$")
     axes.legend()
     return figure
+
+
+def plot_stacked_bars(bars: Mapping[str, Mapping[str, float]], x_label: str) -> Figure:
+    """Return a figure of horizontal bars. bars: name -> (part -> length), with the same parts in all."""
+    figure = Figure((6.6, 0.9 + 0.35 * len(bars)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(bars))
+    for part in next(iter(bars.values())):
+        lengths = np.array([parts[part] for parts in bars.values()])
+        axes.barh(range(len(bars)), lengths, left=left, height=0.6, label=part)
+        left += lengths
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.invert_yaxis()
+    axes.set_xlabel(x_label)
+    figure.legend(loc="outside upper right", ncols=3, fontsize="small")
+    return figure

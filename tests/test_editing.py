@@ -57,7 +57,7 @@ def test_resampling_approaches_the_conditional_distribution():
 
 
 def ancestral_covariance(process):
-    """The exact covariance of ancestral samples: every reverse step is linear in x_t, and its noise is known."""
+    """The exact covariance of ancestral samples: reverse steps are linear in x_t, with known noise."""
     a, covariance = process.alpha_bar.double(), torch.eye(2).double()
     betas, a_prev = process.betas.double(), torch.cat([torch.ones(1).double(), a[:-1]])
     for i in reversed(range(process.num_timesteps)):
