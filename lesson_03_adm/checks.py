@@ -5,126 +5,69 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.exercises import WrongAnswer, allclose, expect_shape, numbered
-from common.layers import avg_pool_2x, upsample_nearest_2x
 from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas
-from lesson_03_adm.adm_unet import ADMConfig, ResBlock
+from lesson_03_adm.unet_checks import ada_gn, adm_block, class_conditional, split_heads
+
+__all__ = [
+    "ada_gn",
+    "adm_block",
+    "class_conditional",
+    "classifier_loss",
+    "guided_mean",
+    "guided_noise",
+    "log_density",
+    "log_p_gradient",
+    "split_heads",
+]
 
 DIFFUSION = GaussianDiffusion(linear_betas(1000))
 
 
-@numbered("3.1")
-def ada_gn(answer: Callable) -> None:
-    """What a zero embedding, a scale and a shift must do."""
+@numbered("3.5")
+def log_density(answer: Callable) -> None:
+    """Compare differences between noisy images, in which a constant has no effect."""
     torch.manual_seed(0)
-    norm, h, emb = nn.GroupNorm(4, 8), 3 + torch.randn(2, 8, 5, 5), torch.randn(2, 16)
-    nn.init.normal_(norm.weight)
-    plain, at_zero = norm(h), answer(norm, h, torch.zeros(2, 16))
-    expect_shape(at_zero, (2, 8, 5, 5))
-    if not at_zero.any():
-        raise WrongAnswer("A zero embedding switches everything off: multiply by 1 + scale, not by scale.")
-    if allclose(at_zero, h):
-        raise WrongAnswer("h is not normalized.")
-    if allclose(at_zero, F.group_norm(h, 4)):
-        raise WrongAnswer("Call the layer, norm(h): it has learned weights, which F.group_norm ignores.")
-    if not allclose(at_zero, plain):
-        raise WrongAnswer("With a zero embedding the result must be norm(h).")
+    data, x_t = 0.5 * torch.randn(3, 1, 4, 4), torch.randn(6, 1, 4, 4)
 
-    def expected(scale: Tensor, shift: Tensor) -> Tensor:
-        return torch.einsum("nchw,nc->nchw", plain, 1 + scale) + shift[:, :, None, None]
+    def squared(fade: float) -> Tensor:
+        return (x_t[:, None] - fade * data).square().sum((2, 3, 4))
 
-    ours = answer(norm, h, emb)
-    if allclose(ours, expected(emb[:, 8:], emb[:, :8])):
-        raise WrongAnswer("Scale and shift are swapped: the scales are the first half of emb.")
-    if allclose(ours, expected(emb[:, :8], torch.zeros(2, 8))):
-        raise WrongAnswer("The shift is missing.")
-    if not allclose(ours, expected(emb[:, :8], emb[:, 8:])):
-        raise WrongAnswer("The result is wrong for an embedding that is not zero. One scale per channel?")
-
-
-@numbered("3.2")
-def split_heads(answer: Callable) -> None:
-    """The first C / heads channels must be the first head's."""
-    x = torch.arange(2 * 5 * 12.0).view(2, 5, 12)
-    result = answer(x, 3)
-    expect_shape(result, (2, 3, 5, 4))
-    wanted = torch.stack([x[..., 0:4], x[..., 4:8], x[..., 8:12]], 1)
-    if torch.equal(result, torch.stack([x[..., i::3] for i in range(3)], 1)):
-        raise WrongAnswer("Each head gets every third channel; it should get neighbouring channels.")
-    if torch.equal(result, x.reshape(2, 3, 5, 4)):
-        raise WrongAnswer("A plain reshape mixes positions and channels: split the channels, then transpose.")
-    if not torch.equal(result, wanted):
-        raise WrongAnswer("The channels of a head must stay together: the first 4 are the first head's.")
-
-
-@numbered("3.3")
-def adm_block(answer: Callable) -> None:
-    """Compare with the block's parts, taken one by one, with and without a change of resolution."""
-    torch.manual_seed(0)
-    config = ADMConfig(num_channels=4, num_groups=2)
-    emb = torch.randn(2, config.emb_channels)
-    for resample, size in ((None, 8), (avg_pool_2x, 4), (upsample_nearest_2x, 16)):
-        block, x = ResBlock(4, 6, config, resample), torch.randn(2, 4, 8, 8)
-        nn.init.normal_(block.conv_2.weight, std=0.3)
-        resized = resample or nn.Identity()
-        main = block.conv_1(resized(F.silu(block.norm_1(x))))
-        scale, shift = block.emb(F.silu(emb)).split(6, 1)
-        normed = torch.einsum("nchw,nc->nchw", block.norm_2(main), 1 + scale) + shift[..., None, None]
-        skip, wanted_main = block.skip(resized(x)), block.conv_2(F.silu(normed))
-        try:
-            result = answer(block, x, emb)
-        except RuntimeError as error:
-            if "must match the size" in str(error):
-                raise WrongAnswer(
-                    "The branches have different sizes: resample the main branch and x."
-                ) from error
-            raise
-        expect_shape(result, (2, 6, size, size))
-        if allclose(result, wanted_main):
-            raise WrongAnswer("The skip connection is missing: add block.skip(x) at the end.")
-        if allclose(result, answer(block, x, 0 * emb)):
-            raise WrongAnswer("The result does not depend on emb: use ada_gn with block.emb(F.silu(emb)).")
-        late = block.norm_2(resized(block.conv_1(F.silu(block.norm_1(x)))))
-        late = torch.einsum("nchw,nc->nchw", late, 1 + scale) + shift[..., None, None]
-        if resample and allclose(result, skip + block.conv_2(F.silu(late))):
-            raise WrongAnswer("Resampling comes before the first convolution, not after it.")
-        scale, shift = block.emb(emb).split(6, 1)
-        plain = torch.einsum("nchw,nc->nchw", block.norm_2(main), 1 + scale) + shift[..., None, None]
-        if allclose(result, skip + block.conv_2(F.silu(plain))):
-            raise WrongAnswer("emb has no activation: use block.emb(F.silu(emb)).")
-        if not allclose(result, skip + wanted_main):
-            off = (result - skip - wanted_main).abs().max().item()
+    for a in (0.2, 0.5):
+        exponent = -squared(a**0.5) / (2 * (1 - a))
+        result = answer(x_t, data, torch.tensor(a))
+        if isinstance(result, Tensor) and result.shape == (6, 3):
+            raise WrongAnswer("There is one value per data point: sum their densities (dim 1).")
+        if isinstance(result, Tensor) and result.shape == (3,):
             raise WrongAnswer(
-                f"The result is off by up to {off:.2f}. Is there a SiLU before each convolution?"
+                "The sum runs over the wrong dimension: one value per noisy image, not per datum."
             )
+        if not answer(x_t + 100, data, torch.tensor(a)).isfinite().all():
+            raise WrongAnswer("Far from the data every density rounds to 0, and log 0 = -inf: use logsumexp.")
+        expect_shape(result, (6,))
+        for message, wrong in (
+            ("That is the density; return its logarithm.", exponent.logsumexp(1).exp()),
+            ("The sign is wrong: a datum far away must count less.", (-exponent).logsumexp(1)),
+            ("The sign is wrong: log p must be large near the data.", -exponent.logsumexp(1)),
+            ("The data fade: each mean is sqrt(alpha_bar) x_0.", (-squared(1) / (2 * (1 - a))).logsumexp(1)),
+            ("The means have the factor sqrt(alpha_bar).", (-squared(a) / (2 * (1 - a))).logsumexp(1)),
+            ("The variance is 1 - alpha_bar, not its root.", (exponent * (1 - a) ** 0.5).logsumexp(1)),
+            ("The 2 of the Gaussian's exponent is missing.", (2 * exponent).logsumexp(1)),
+            ("Sum the squares over the pixels; do not average them.", (exponent / 16).logsumexp(1)),
+            ("That is the nearest datum alone; all of them count.", exponent.amax(1)),
+            ("Add the densities first, then take the logarithm.", exponent.sum(1)),
+        ):
+            if allclose(result.diff(), wrong.diff()):
+                raise WrongAnswer(message)
+        wanted = exponent.logsumexp(1).diff()
+        if not allclose(result.diff(), wanted):
+            found = f"must differ by {wanted[0]:.2f}; yours differ by {result.diff()[0]:.2f}."
+            raise WrongAnswer(f"The values of two noisy images {found}")
 
 
-@numbered("3.4")
-def score_from_noise(answer: Callable) -> None:
-    """Data from a Gaussian, whose score at every noise level is known."""
-    mean, variance = 0.5, 0.3
-    x_t = torch.linspace(-2, 2, 9)
-    for t in (10, 500, 900):
-        a = DIFFUSION.alpha_bar[t].float()
-        score = -(x_t - a.sqrt() * mean) / (a * variance + 1 - a)  # of N(sqrt(a) mean, a variance + 1 - a)
-        x_0 = mean + a.sqrt() * variance * -score  # E[x_0 | x_t], by linear regression
-        eps_hat = (x_t - a.sqrt() * x_0) / (1 - a).sqrt()
-        result = answer(eps_hat, a)
-        if allclose(result, score):
-            continue
-        if allclose(result, -score):
-            raise WrongAnswer("The sign is wrong: the score points away from the noise, towards the data.")
-        if allclose(result, -eps_hat * (1 - a).sqrt()):
-            raise WrongAnswer("Divide by sqrt(1 - alpha_bar) instead of multiplying.")
-        if allclose(result, -eps_hat / (1 - a)):
-            raise WrongAnswer("Divide by the standard deviation of the noise, not by its variance.")
-        found = f"at t = {t} and x_t = {x_t[0]:.0f} the score is {score[0]:.3f}"
-        raise WrongAnswer(f"For Gaussian data, {found}; your formula gives {result[0]:.3f}.")
-
-
-@numbered("3.6")
+@numbered("3.8")
 def classifier_loss(answer: Callable) -> None:
     """Classifiers whose loss is known; which images and timesteps they get."""
     torch.manual_seed(0)
@@ -164,7 +107,7 @@ def classifier_loss(answer: Callable) -> None:
         raise WrongAnswer("A classifier that is right and certain must have a loss of 0.")
 
 
-@numbered("3.5")
+@numbered("3.6")
 def guided_mean(answer: Callable) -> None:
     """How far the mean moves, and in which direction."""
     mean, gradient, variance = torch.tensor([0.3, -1.0]), torch.tensor([2.0, 0.5]), torch.tensor([0.04, 0.25])
@@ -217,7 +160,7 @@ def log_p_gradient(answer: Callable) -> None:
         raise WrongAnswer("For a linear classifier the gradient is wrong. Is it log p of the class y?")
 
 
-@numbered("3.8")
+@numbered("3.10")
 def guided_noise(answer: Callable) -> None:
     """The score that the result stands for is the sum of the network's and the classifier's."""
     eps_hat, gradient, a = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.3]), torch.tensor(0.36)
@@ -229,8 +172,12 @@ def guided_noise(answer: Callable) -> None:
         raise WrongAnswer("A gradient becomes a noise by the factor sqrt(1 - alpha_bar).")
     if allclose(result, eps_hat - 0.8 * gradient):
         raise WrongAnswer("The guidance scale is missing.")
+    if allclose(result, eps_hat - 3 * gradient / 0.8):
+        raise WrongAnswer("From a score to a noise you multiply by sqrt(1 - alpha_bar); you divide by it.")
     if allclose(result, eps_hat - 3 * 0.64 * gradient):
         raise WrongAnswer("The factor is the root of 1 - alpha_bar.")
+    if allclose(result, -eps_hat / 0.8 + 3 * gradient):
+        raise WrongAnswer("That is the guided score. Turn it into a noise again.")
     if not allclose(result, eps_hat - 3 * 0.8 * gradient):
         raise WrongAnswer(
             "For a predicted noise of 0.5, a gradient of 2, a scale of 3 and alpha_bar 0.36 the result must "

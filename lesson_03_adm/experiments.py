@@ -3,7 +3,7 @@
 NAME is one of
     ablation             ADM's changes to the UNet, alone and together, for equal steps and equal time
     classifier_guidance  lesson 2's network, guided by a classifier of noisy digits or of clean ones
-    mistakes             the classic bugs, each trained next to the right version
+    mistakes             the classic bugs, each trained next to the correct version
 
 Each writes results/NAME.json and NAME.png. An interrupted experiment continues with the missing rows.
 """
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from common.cli import run_command
 from common.device import pick_device
-from common.digits.evaluation import Reference, reference_for
+from common.digits.classifier import load_digit_classifier
+from common.digits.evaluation import Reference, diversity, reference_for
 from common.digits.mnist import Digits, load_splits
 from common.plotting import plot_curves
 from common.protocols import Denoiser, Loss, SamplerStep
@@ -54,7 +55,7 @@ from lesson_03_adm.model import IMAGE_SHAPE, LESSON, UNET_CONFIG, build_model, c
 from lesson_03_adm.noisy_classifier import NoisyClassifier, loss_classifier
 
 SHOWN_STEPS = 25  # of ancestral sampling, which needs fewer than DDIM on digits (lesson 2)
-SCALES = (0, 0.5, 1, 2, 3, 5, 10)  # of classifier guidance
+SCALES = (0, 0.5, 1, 2, 3, 5, 10, 20, 40)  # of classifier guidance
 TIMED = 25  # training steps that are timed per network
 NUM_VALIDATION = 512  # images of the validation loss
 COLUMN_TITLES = {
@@ -63,6 +64,7 @@ COLUMN_TITLES = {
     "at": "compared at",
     "steps": "training steps",
     "scale": "scale",
+    "diversity_correct": ("diversity of the correct samples", ".2f"),
 }
 # Lesson 2's UNet with classes, and what ADM changed; lesson 3 leaves out the attention at 16x16.
 PLAIN = replace(
@@ -193,33 +195,41 @@ def classifier_guidance(config: ExperimentConfig) -> None:
     curves: dict[str, list[tuple[float, float]]] = {}
 
     def measure(classifier: Denoiser, scale: float) -> Row:
+        """Return the metrics of all samples, and the diversity of those that show the requested digit."""
+
         def sampler(denoiser: Denoiser, x_T: Tensor, generator: torch.Generator) -> Iterator[SamplerStep]:
             y = balanced_classes(len(x_T)).to(x_T.device)  # every batch of 250 starts with class 0
             mean_fn = condition_mean(classifier_gradient(classifier, y, scale))
             return ddpm_sample(few, denoiser, x_T, generator, learned_range, mean_fn=mean_fn)
 
-        return class_metrics(draw(sampler, lambda indices: network, config.num_samples, config), reference)
+        samples = draw(sampler, lambda indices: network, config.num_samples, config)
+        features, probabilities = load_digit_classifier().predict(samples.cpu())
+        classes = balanced_classes(len(samples))
+        correct = probabilities.argmax(1) == classes
+        of_correct = diversity(features[correct], classes[correct], reference)  # NaN if there are too few
+        metrics = class_metrics(samples, reference)
+        return metrics | {"diversity_correct": of_correct if of_correct == of_correct else None}
 
     losses: dict[str, Loss] = {"noisy": partial(loss_classifier, diffusion), "clean": loss_clean}
     for name, loss in losses.items():
         torch.manual_seed(config.seed)
         classifier = train_variant(LESSON, config, name, NoisyClassifier(), loss, digits, validation)
         guide = classifier if name == "noisy" else at_zero(classifier)
-        for scale in SCALES:
+        for scale in SCALES if name == "noisy" else SCALES[:-2]:
             row = table.row(partial(measure, guide, scale), classifier=name, scale=scale)
             curves.setdefault(f"FID, {name}", []).append((scale + 0.1, row["fid"]))
-            curves.setdefault(f"digit right, {name}", []).append((scale + 0.1, row["digit_accuracy"]))
+            curves.setdefault(f"digit correct, {name}", []).append((scale + 0.1, row["digit_accuracy"]))
     save_figure(table, plot_curves(curves, "scale + 0.1", ""))
 
 
 def mistakes(config: ExperimentConfig) -> None:
-    """Compare each bug with the right version, trained for as many steps."""
+    """Compare each bug with the correct version, trained for as many steps."""
     config = with_default_steps(config, 1000)
     table = open_table(LESSON, config)
     data = load_splits(config.dataset, config.data_dir)
     reference = reference_for(data[0])
     networks = {
-        "right": new_network(UNET_CONFIG, config),
+        "correct": new_network(UNET_CONFIG, config),
         "no zeros at the start": without_zero_init(new_network(UNET_CONFIG, config)),
         "16 groups": new_network(replace(UNET_CONFIG, num_groups=16), config),
     }

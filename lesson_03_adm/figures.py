@@ -80,36 +80,49 @@ def plane_denoiser(diffusion: GaussianDiffusion) -> Callable[[Tensor, Tensor], T
     """Return the ideal denoiser of the three classes in the plane, without knowing the class."""
 
     def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = x_t.detach().requires_grad_(True)
-            score = torch.autograd.grad(log_p_classes(diffusion, x, t).logsumexp(1).sum(), x)[0]
-        return -diffusion.extract((1 - diffusion.alpha_bar).sqrt(), t, x_t) * score
+        a, points = diffusion.alpha_bar[t].float().view(-1, 1, 1), x_t.flatten(1)[:, None]
+        p_class = log_p_classes(diffusion, x_t, t).softmax(1)[:, :, None]  # p(class | x_t), [N, 3, 1]
+        gain = a.sqrt() * VARIANCE / (a * VARIANCE + 1 - a)
+        x_0_of_class = MEANS + gain * (points - a.sqrt() * MEANS)  # E[x_0 | x_t, class], [N, 3, 2]
+        x_0 = (p_class * x_0_of_class).sum(1, keepdim=True)
+        return ((points - a.sqrt() * x_0) / (1 - a).sqrt()).view_as(x_t)
 
     return denoiser
 
 
-def plane_gradient(diffusion: GaussianDiffusion, y: int, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return scale times the exact gradient of log p(y | x_t) in the plane."""
+def plane_gradient(diffusion: GaussianDiffusion, y: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the exact gradient of log p(y | x_t) in the plane."""
 
-    def gradient(x_t: Tensor, t: Tensor) -> Tensor:
+    def gradient_fn(x_t: Tensor, t: Tensor) -> Tensor:
         with torch.enable_grad():
             x = x_t.detach().requires_grad_(True)
             log_p = log_p_classes(diffusion, x, t).log_softmax(1)[:, y]
-            return scale * torch.autograd.grad(log_p.sum(), x)[0]
+            return torch.autograd.grad(log_p.sum(), x)[0]
 
-    return gradient
+    return gradient_fn
 
 
-def plot_field(axes: Axes, field: Callable[[Tensor, Tensor], Tensor], t: int, alpha_bar: float) -> None:
-    """Plot the directions of a vector field at timestep t, and where the classes are at this noise level."""
+def plot_field(
+    axes: Axes,
+    field: Callable[[Tensor, Tensor], Tensor],
+    t: int,
+    alpha_bar: float,
+    title: str | None = None,
+    scale: float | None = None,
+) -> None:
+    """Plot a vector field at timestep t, and where the classes are at this noise level.
+
+    scale: how long a vector is that fills the panel's width; None plots only the directions.
+    """
     line = torch.linspace(-1.8, 1.8, 15)
     points = torch.cartesian_prod(line, line).view(-1, 2, 1, 1)
     arrows = field(points, torch.full((len(points),), t)).flatten(1)
-    arrows = arrows / arrows.norm(dim=1, keepdim=True)
-    axes.quiver(*points.flatten(1).T, *arrows.T, color="gray", scale=22)
+    if scale is None:
+        arrows = arrows / arrows.norm(dim=1, keepdim=True)
+    axes.quiver(*points.flatten(1).T, *arrows.T, color="gray", scale=scale or 22)
     x, y = (alpha_bar**0.5 * MEANS).T
     axes.scatter(x, y, s=200, c=COLOURS, alpha=0.7)
-    axes.set(title=f"t = {t}", xticks=[], yticks=[])
+    axes.set(title=title or f"t = {t}", xticks=[], yticks=[])
 
 
 def plot_ablation(path: str | Path, names: Sequence[str] | None = None) -> Figure:

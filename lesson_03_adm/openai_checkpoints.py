@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lesson_03_adm.adm_unet import ADMConfig, ClassConditionalUNet, build_adm_unet
 
-Renames = Sequence[tuple[str, str | Callable[[re.Match], str]]]  # published pattern -> our name
+Renames = Sequence[tuple[str, str | Callable[[re.Match], str]]]  # pattern -> what takes its place
 
-# applied in this order
+# published pattern -> our name, applied in this order
 RENAMES: Renames = [
     (r"^time_embed\.", "time_mlp."),
     (r"^input_blocks\.0\.0\.", "conv_in."),
@@ -32,9 +32,9 @@ DEFAULT_CHANNEL_MULT = {64: "1,2,3,4", 128: "1,1,2,3,4", 256: "1,1,2,2,4,4", 512
 
 
 def rename(name: str, renames: Renames) -> str:
-    """Return our name of a published parameter."""
-    for pattern, ours in renames:
-        name = re.sub(pattern, ours, name)
+    """Return a parameter's name in another layout: all patterns are replaced, one after the other."""
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
     return name
 
 

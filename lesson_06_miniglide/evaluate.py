@@ -70,6 +70,7 @@ class Config:
     validation_dir: Annotated[str | None, arg(aliases=["--held-back-dir"])] = None
     image_limit: PositiveInt | None = None  # number of real images, the first that are readable
     resize: str = "squish"  # squish (to a square) or crop (the middle)
+    crop_to_box: bool = False  # compare with real images that are cropped as train.py --crop-to-box does
     cache_dir: str | None = None  # folder for the decoded images; default <data-dir>/.cache
     allow_broken: bool = False  # continue if more than 5 % of the images are broken
     num_samples: SampleCount = 1000  # their captions are evenly spaced over those of the real images
@@ -201,7 +202,7 @@ def check_config(config: Config) -> None:
     """Raise UserError for flags that cannot work, before anything is loaded."""
     check_choice("--features", config.features, EXTRACTORS)
     check_choice("--sampler", config.sampler, SAMPLERS)
-    for flag in ("dogs", "kinds", "validation_dir", "image_limit"):
+    for flag in ("dogs", "kinds", "validation_dir", "image_limit", "crop_to_box"):
         if getattr(config, flag) and not config.data_dir:
             raise UserError(f"{flag_name(flag)} needs --data-dir, the images to compare with")
 
@@ -219,7 +220,7 @@ def settings_row(config: Config) -> dict[str, Any]:
     """Return the settings that evaluation.json lists with every checkpoint."""
     names = ["guidance_scale", "sampler", "seed"]
     names += ["upsampler", "noise_level"] if config.upsampler else []
-    names += ["resize", "features"] if config.data_dir else []
+    names += ["resize", *["crop_to_box"] * config.crop_to_box, "features"] if config.data_dir else []
     row = {name: getattr(config, name) for name in names} | {"sample_steps": config.steps}
     return row | ({"resize_filter": RESIZE_FILTER} if config.data_dir else {"features": "pixels_8x8"})
 

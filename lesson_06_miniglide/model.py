@@ -24,6 +24,8 @@ from lesson_06_miniglide.networks.frozen_t5 import T5Config, uses_t5
 from lesson_06_miniglide.networks.presets import PRESETS, Preset
 from lesson_06_miniglide.networks.upsampler import NoiseLevelConditioning
 
+TRAINABLE = ("all", "unet", "text")  # parts of a network; see `set_trainable`
+
 
 def build_network(
     preset: Preset, config: ADMConfig, text_config: Any, alpha_bar: Float[Tensor, "T"]
@@ -111,6 +113,20 @@ def unwrap(network: nn.Module) -> TextUNet:
     while not isinstance(network, TextUNet):
         network = network.network  # type: ignore[assignment]
     return network
+
+
+def set_trainable(network: nn.Module, part: str) -> None:
+    """Choose which parameters are trained; all others are frozen, with requires_grad False.
+
+    part: one of TRAINABLE. "unet" is all but the text encoder. "text" is the text encoder together with the
+    layers that turn its token states into keys and values of the UNet's attention.
+    """
+    unet = unwrap(network)
+    network.requires_grad_(part != "text")
+    unet.text_encoder.requires_grad_(part != "unet")
+    for layer in unet.modules():
+        if isinstance(layer, TextAttention):
+            layer.text_kv.requires_grad_(True)
 
 
 def parameter_counts(network: nn.Module) -> dict[str, int]:

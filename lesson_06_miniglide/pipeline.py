@@ -18,7 +18,13 @@ from lesson_05_cfg.pipeline import PipelineOutput, TextToImagePipeline
 from lesson_06_miniglide import model as lesson_6
 from lesson_06_miniglide.networks.frozen_t5 import encoder_from_metadata, uses_t5
 from lesson_06_miniglide.networks.presets import LESSON
-from lesson_06_miniglide.networks.upsampler import LOW_RES, area_downsample, noise_augment, num_noise_levels
+from lesson_06_miniglide.networks.upsampler import (
+    FACTOR,
+    LOW_RES,
+    area_downsample,
+    noise_augment,
+    num_noise_levels,
+)
 
 # The noise of a low-resolution image and of the upsampler's samples must differ from the base model's.
 AUGMENT_SEED, UPSAMPLE_SEED = 715_827_883, 2 * 715_827_883
@@ -60,9 +66,14 @@ class MiniGlidePipeline(TextToImagePipeline):
 
 
 class UpsamplerPipeline(MiniGlidePipeline):
-    """An upsampler: 16x16 to 64x64 images."""
+    """An upsampler: 16x16 to 64x64 images, or with the published network's size 64x64 to 256x256."""
 
     flag = "--upsampler"
+
+    @property
+    def low_res(self) -> int:
+        """Pixels of a side of the images that it enlarges."""
+        return self.image_shape[-1] // FACTOR
 
     @staticmethod
     def check_kind(upsample: bool) -> None:
@@ -78,11 +89,11 @@ class UpsamplerPipeline(MiniGlidePipeline):
         sampler: str | Sampler = "dpm++",
         seed: int = 0,
     ) -> Tensor:
-        """Return 64x64 versions of `images`, which are downsampled to 16x16 first if they are larger.
+        """Return `images` in the upsampler's resolution; those above its `low_res` are downsampled first.
 
         noise_level: the timestep whose noise the low-resolution images get. There is no guidance.
         """
-        low_res, level = area_downsample(images, LOW_RES), torch.full((len(images),), noise_level)
+        low_res, level = area_downsample(images, self.low_res), torch.full((len(images),), noise_level)
         generator = torch.Generator().manual_seed(seed + AUGMENT_SEED)  # the noise of image i is the i-th
         inputs = noise_augment(self.process, low_res, level, generator)
         output = self(prompts, 1, steps, sampler, seed=seed + UPSAMPLE_SEED, progress_bar=False, **inputs)
@@ -126,7 +137,8 @@ def load_upsampler(
     if not 0 <= noise_level < levels:
         raise UserError(f"--noise-level is {noise_level}; it was trained with levels from 0 to {levels - 1}")
     for base in bases:
-        if (size := base.image_shape[-1]) != LOW_RES:
-            need = f"--upsampler enlarges {LOW_RES}x{LOW_RES} pixels"
-            raise UserError(f"{need}, and --checkpoint draws {size}x{size}; train --preset tiny_small for it")
+        if (size := base.image_shape[-1]) != (low_res := upsampler.low_res):
+            need = f"--upsampler enlarges {low_res}x{low_res} pixels"
+            fitting = "tiny_small" if low_res == LOW_RES else "glide"
+            raise UserError(f"{need}, and --checkpoint draws {size}x{size}; train --preset {fitting} for it")
     return upsampler

@@ -3,6 +3,7 @@
 python lesson_06_miniglide/sample.py --checkpoint runs/lesson_06_miniglide/... --prompt "golden retriever"
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from tyro.conf import arg
 from common.cli import Bounds, GuidanceScale, PositiveInt, flag_name, run_command
 from common.errors import UserError
 from common.sampling import respace_sampler, write_images
+from common.training.checkpoints import pretrained_path
 from lesson_04_text_conditioning.prompts import PromptConfig, grid_layout, warn_truncated
 from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.pipeline import TextToImagePipeline
@@ -26,6 +28,8 @@ from lesson_06_miniglide.editing.inpaint_inputs import (
 )
 from lesson_06_miniglide.editing.samplers import image_to_image
 from lesson_06_miniglide.networks import openai_glide
+from lesson_06_miniglide.networks.noisy_clip import best_of, clip_similarity, load_clip
+from lesson_06_miniglide.networks.presets import LESSON
 from lesson_06_miniglide.pipeline import MiniGlidePipeline, load_upsampler
 
 Strength = Annotated[float, Bounds(0, 1, "be greater than 0 and at most 1", open_low=True)]
@@ -59,11 +63,18 @@ class Config(PromptConfig):
     openai_upsampler: str | None = None
     vocabulary: str | None = None  # for --openai...: a folder with GPT-2's encoder.json and vocab.bpe
 
+    # samples per prompt in place of --num-samples, of which the --keep most similar to it are written
+    candidates: PositiveInt | None = None
+    keep: PositiveInt = 1  # of --candidates, best first
+    # the CLIP of this lesson that ranks --candidates; default: the pretrained one, of shapes
+    clip: str | None = None
+
 
 # With the first flag, the others have no effect.
 NO_EFFECT = {
     "openai": {"upsampler", "noise_level", "strength", "num_resamples"},
     "mask": {"strength", "upsampler"},
+    "candidates": {"num_samples"},
 }
 # The first flag needs one of the others.
 NEEDS = {
@@ -74,9 +85,11 @@ NEEDS = {
     "strength": {"image"},
     "mask": {"image"},
     "num_resamples": {"mask"},
+    "keep": {"candidates"},
+    "clip": {"candidates"},
 }
 # With any of these, there is more to do than to sample from --checkpoint.
-EXTRAS = ("openai", "openai_upsampler", "upsampler", "image")
+EXTRAS = ("openai", "openai_upsampler", "upsampler", "image", "candidates")
 
 
 def main(given: Config) -> None:
@@ -91,6 +104,9 @@ def main(given: Config) -> None:
         upsampler = load_upsampler(config.upsampler, config.noise_level, config.device, [base])
     if config.openai_upsampler:
         openai_upsampler = load_openai_upsampler(config, base)
+    if config.candidates:
+        size = upsampler.image_shape[-1] if config.upsampler else base.image_shape[-1]
+        similarity = load_similarity(config, base, size)
     prompts = config.prompts(base.metadata["prompts"])
     warn_truncated(base.tokenizer, prompts)
     sampler, unet_kwargs = choose_sampler(config, base, len(prompts))
@@ -100,6 +116,8 @@ def main(given: Config) -> None:
         images = upsampler.super_resolve(
             images, prompts, config.noise_level, sampler=config.sampler, **settings
         )
+    if config.candidates:
+        images, prompts = keep_best(config, images, prompts, similarity(images, prompts))
     if config.openai_upsampler:
         inpaint = load_inpaint_inputs(config, openai_upsampler)
         images = openai_glide.super_resolve(openai_upsampler, images, prompts, config.seed, inpaint)
@@ -122,6 +140,10 @@ def check_combinations(config: Config) -> None:
         raise UserError("--image with --openai needs --mask, an image that is white where to inpaint")
     if config.openai_upsampler and config.mask and not config.openai:
         raise UserError("--openai-upsampler with --mask needs --openai base_inpaint.pt; or leave out --mask")
+    if config.candidates and config.keep > config.candidates:
+        raise UserError(
+            f"--keep is {config.keep}; of --candidates {config.candidates} so many cannot be kept"
+        )
     if config.out.endswith(".gif") and (extras := [name for name in EXTRAS if getattr(config, name)]):
         raise UserError(f"--out {config.out}: with {flag_name(extras[0])} name a .png, an .npz or a folder")
 
@@ -132,6 +154,7 @@ def with_defaults(config: Config) -> Any:
     scale = config.guidance_scale
     if scale is None:
         scale = 5.0 if config.mask else 3.0
+    config = replace(config, num_samples=config.candidates or config.num_samples)
     return replace(
         config, steps=config.steps or steps, sampler=config.sampler or sampler, guidance_scale=scale
     )
@@ -158,6 +181,36 @@ def load_openai_upsampler(config: Any, base: TextToImagePipeline) -> TextToImage
     if config.mask and not is_trained_to_inpaint(upsampler.network):
         raise UserError(f"--openai-upsampler {path} cannot inpaint; name the published upsample_inpaint.pt")
     return upsampler
+
+
+def load_similarity(config: Any, base: TextToImagePipeline, size: int) -> Callable[..., Tensor]:
+    """Return (images, prompts) -> similarities [N] of the CLIP that ranks samples. Raises UserError.
+
+    size: of the samples, in pixels. CLIP must have been trained on captions of the network's vocabulary.
+    """
+    clip, tokenizer = load_clip(config.clip or pretrained_path(LESSON, "clip_of_shapes"))
+    name = f"--clip {config.clip}" if config.clip else "the pretrained CLIP"
+    if (of_clip := clip.image_encoder.encoder.config.image_size) != size:
+        raise UserError(f"--candidates: {name} ranks {of_clip}x{of_clip} pixels, these have {size}x{size}")
+    if vocabulary_of(tokenizer) != vocabulary_of(base.tokenizer):
+        advice = "it would rank these samples at random; name a CLIP of such images with --clip"
+        raise UserError(f"--candidates: {name} was trained on captions of another vocabulary, and {advice}")
+    return partial(clip_similarity, clip.to(base.device), tokenizer)
+
+
+def keep_best(
+    config: Any, images: Tensor, prompts: list[str], similarity: Tensor
+) -> tuple[Tensor, list[str]]:
+    """Return the --keep most similar of the --candidates of each prompt, with their prompts."""
+    best = best_of(similarity, config.candidates, config.keep)
+    means = similarity[best].mean(), similarity.mean()
+    print(f"similarity to the prompt: {means[0]:.2f} of those kept, {means[1]:.2f} of all")
+    return images[best], [prompts[i] for i in best.tolist()]
+
+
+def vocabulary_of(tokenizer: Any) -> set[str]:
+    """Return the tokens that a tokenizer knows."""
+    return set(tokenizer.tokenizer.get_vocab())
 
 
 def load_inpaint_inputs(config: Any, pipe: TextToImagePipeline) -> InpaintInputs | None:

@@ -1,6 +1,11 @@
 """Lesson 6: train miniGLIDE (any captioned images), dogGLIDE (--dogs), or a model of rendered shapes.
 
 python lesson_06_miniglide/train.py --data-dir ../shared/data/stanford_dogs_mini --dogs --time-limit 90
+
+To fine-tune the published GLIDE on photos:
+
+python lesson_06_miniglide/train.py --preset glide --init-from base.pt --vocabulary GPT2 --data-dir DOGS \\
+    --train text --learning-rate 1e-5 --batch-size 1 --grad-accum 8 --activation-checkpointing
 """
 
 import math
@@ -29,10 +34,12 @@ from common.training.checkpoints import (
 from common.training.run_dir import Recorder, RunDir, saved_config
 from lesson_05_cfg.guidance import caption_loss, drop_captions
 from lesson_06_miniglide.image_data.captioned_images import HUB_CACHES, CaptionedImages, load_images
-from lesson_06_miniglide.image_data.tokenizers import make_tokenizer
-from lesson_06_miniglide.model import build_model, resolve_configs
+from lesson_06_miniglide.image_data.tokenizers import GPT2_VOCABULARY, make_tokenizer
+from lesson_06_miniglide.model import build_model, resolve_configs, set_trainable, unwrap
+from lesson_06_miniglide.networks import openai_glide
 from lesson_06_miniglide.networks.frozen_t5 import CachedTextEncoder, FrozenEncoder
 from lesson_06_miniglide.networks.inpainting import expand_input_conv
+from lesson_06_miniglide.networks.openai_glide import is_openai_file
 from lesson_06_miniglide.networks.presets import LESSON, PRESETS
 from lesson_06_miniglide.networks.upsampler import preview_low_res
 from lesson_06_miniglide.pipeline import MiniGlidePipeline
@@ -43,15 +50,18 @@ PREVIEW_SCALES = (1, 3, 6)  # guidance scales of the previews during training
 
 
 def earlier_weights(config: Config) -> tuple[dict[str, Tensor] | None, dict[str, Any] | None]:
-    """Return weights and metadata of the run to resume or to start from; (None, None) for a new one."""
+    """Return weights and metadata of the run to resume or to start from; (None, None) for a new one.
+
+    OpenAI's files have weights but no metadata.
+    """
     if config.resume:
         return load_weights(
             find_training_state(config.resume).with_suffix(".safetensors"), LESSON, "--resume"
         )
     if not config.init_from:
         return None, None
-    if config.text_encoder or config.vocabulary:
-        raise UserError("--init-from brings its own tokenizer; leave out --text-encoder and --vocabulary")
+    if is_openai_file(config.init_from):
+        return openai_glide.load_weights(config.init_from, "--init-from"), None
     weights, metadata = load_weights(config.init_from, LESSON, "--init-from")
     if "network" not in metadata:
         raise UserError(f"--init-from {config.init_from} is not a text-to-image network")
@@ -67,6 +77,18 @@ def choose_tokenizer(
     if config.text_encoder:
         return FrozenEncoder(config.text_encoder, text_config.context_length)
     return make_tokenizer(images.captions, text_config, config.vocabulary)
+
+
+def start_from(network: nn.Module, weights: dict[str, Tensor], metadata: Any, flag: str) -> None:
+    """Load weights to start from. Raises UserError, naming the flag, if they do not fit.
+
+    OpenAI's, which have no metadata, belong inside the wrappers: its upsampler is not told a noise level. Our
+    wrapper starts by ignoring the level.
+    """
+    if metadata:
+        load_state(network, expand_input_conv(weights, network), flag)
+    else:
+        load_state(unwrap(network), weights, flag)
 
 
 def with_cache(config: Config, encoder: FrozenEncoder) -> Any:
@@ -128,7 +150,8 @@ def run(config: Config, images: CaptionedImages, rank: int = 0, world: int = 1) 
     if isinstance(tokenizer, FrozenEncoder):
         text_config, encoder = tokenizer.config(text_config.width), with_cache(config, tokenizer)
     else:
-        text_config, encoder = replace(text_config, vocab_size=tokenizer.vocab_size), tokenizer
+        vocab_size = GPT2_VOCABULARY if config.vocabulary else tokenizer.vocab_size
+        text_config, encoder = replace(text_config, vocab_size=vocab_size), tokenizer
     photos = images
     images, validation_images = local_main_first(images.tokenized, encoder).split(config.validation_fraction)
 
@@ -136,7 +159,9 @@ def run(config: Config, images: CaptionedImages, rank: int = 0, world: int = 1) 
     model = build_model(config.preset, network_config, text_config, config.timesteps)
     network, diffusion, metadata = model
     if earlier and not config.resume:
-        load_state(network, expand_input_conv(earlier, network), f"--init-from {config.init_from}")
+        start_from(network, earlier, earlier_metadata, f"--init-from {config.init_from}")
+    del earlier  # of the published network, more than a gigabyte
+    set_trainable(network, config.train)
     prompts, preview = make_preview(model, tokenizer, config, images, validation_images)
     metadata = dict(metadata) | {"prompts": prompts}
     if not isinstance(tokenizer, FrozenEncoder):
@@ -190,7 +215,8 @@ def main(config: Config) -> None:
     if config.compile:
         check_compiler(config.device)
     rank, world = init_distributed(config.device)
-    run(config, local_main_first(load_images, config), rank, world)
+    images = local_main_first(load_images, config, PRESETS[config.preset].data_size)
+    run(config, images, rank, world)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from lesson_05_cfg.dpm_solver import dpmpp_2m_sample
 from lesson_05_cfg.guidance import prompt_denoiser
 from lesson_05_cfg.pipeline import TextToImagePipeline
 from lesson_06_miniglide.editing.inpaint_inputs import InpaintInputs
-from lesson_06_miniglide.networks.noisy_clip import CLIP_64_CONFIG, CLIP_CONFIG
 from lesson_06_miniglide.pipeline import MiniGlidePipeline, UpsamplerPipeline
 from lesson_06_miniglide.scoring.dog_classifier import load_dog_classifier
 from lesson_06_miniglide.shapes.render import render_captions
@@ -156,7 +155,7 @@ def assert_features(features, expected):
 
 @torch.no_grad()
 def test_clip_of_digits(reference, inputs):
-    clip, tokenizer = load_clip("clip", CLIP_CONFIG)
+    clip, tokenizer = load_clip("clip")
     images = clip.encode_image(inputs["clip"], torch.tensor([0, 200, 500, 900]))
     assert_features(images, reference["clip_images"])
     assert_features(clip.encode_text(*tokenizer.encode(PROMPTS)), reference["clip_captions"])
@@ -164,7 +163,7 @@ def test_clip_of_digits(reference, inputs):
 
 @torch.no_grad()
 def test_clip_of_shapes(reference, inputs):
-    clip, tokenizer = load_clip("clip_of_shapes", CLIP_64_CONFIG)
+    clip, tokenizer = load_clip("clip_of_shapes")
     images = clip.encode_image(inputs["clip_of_shapes"], torch.tensor([0, 200, 500, 900]))
     assert_features(images, reference["clip_of_shapes_images"])
     captions = clip.encode_text(*tokenizer.encode(SHAPES))

@@ -28,9 +28,7 @@ class Config:
     """Build the course as a web site."""
 
     out: str = "build/site"  # folder for the pages; its content is replaced
-    explorer: str | None = (
-        None  # folder of the built explorer; default: the one in lesson_05_cfg, if it is built
-    )
+    explorer: str | None = None  # folder of the built explorer; default: lesson_05_cfg's, if it is built
 
 
 def main(config: Config) -> None:

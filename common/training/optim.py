@@ -38,7 +38,7 @@ class EMA:
 
 
 def parameter_groups(network: nn.Module, lr_scales: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return one optimizer group per learning-rate multiplier.
+    """Return one optimizer group per learning-rate multiplier, without frozen parameters.
 
     lr_scales: prefix of parameter names -> multiplier; the first prefix that fits counts, and all other
     parameters have 1. Muon updates parameters with another multiplier than 1 like AdamW. Raises ValueError
@@ -50,6 +50,8 @@ def parameter_groups(network: nn.Module, lr_scales: Mapping[str, float]) -> list
         if not any(name.startswith(prefix) for name in names):
             raise ValueError(f"lr_scales: no parameter's name starts with {prefix!r}")
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         scale = next((scale for prefix, scale in lr_scales.items() if name.startswith(prefix)), 1.0)
         groups.setdefault(scale, []).append(parameter)
     return [{"params": params, "lr_scale": scale} for scale, params in groups.items() if params]

@@ -31,7 +31,7 @@ from common.cli import check_choice
 from common.errors import UserError
 from common.files import lock_file, make_folder, read_json, write_json, write_text
 from lesson_06_miniglide.image_data.batches import batches
-from lesson_06_miniglide.image_data.decoding import RESIZES, clean_captions, decode
+from lesson_06_miniglide.image_data.decoding import ANNOTATIONS, RESIZES, clean_captions, decode
 from lesson_06_miniglide.image_data.layouts import detect_layout, fingerprint, list_files
 from lesson_06_miniglide.image_data.manifest import check_broken, format_manifest, names_by_note
 from lesson_06_miniglide.image_data.records import Caption, Columns, Record, Source
@@ -59,16 +59,21 @@ def load_cache(
     cache_dir: str | Path | None = None,
     allow_broken: bool = False,
     columns: Columns | None = None,
+    crop_to_box: bool = False,
 ) -> tuple[UInt8[np.ndarray, "n {size} {size} 3"], list[Caption]]:
     """Return the images of a folder as a read-only memory map, and their captions; decode what is missing.
 
-    cache_dir: folder for caches, by default `data_dir`/.cache. columns: what to read of tables. For the rest,
-    see `load_source`.
+    cache_dir: folder for caches, by default `data_dir`/.cache. columns: what to read of tables. crop_to_box:
+    crop each image to its bounding box first (decoding.py). For the rest, see `load_source`. Raises
+    UserError, also if images are to be cropped and the folder has no bounding boxes.
     """
     path, caches = Path(data_dir).resolve(), Path(cache_dir or Path(data_dir) / ".cache")
     if caches.resolve() == path:
         raise UserError("--cache-dir is --data-dir; name another folder")
     files = list_files(data_dir, leave_out=caches)
+    if crop_to_box and not any(path.startswith(f"{ANNOTATIONS}/") for path in files):
+        wanted = f"{ANNOTATIONS}/<class>/<image> of bounding boxes next to Images/"
+        raise UserError(f"--crop-to-box: --data-dir {data_dir} has no {wanted}; leave out --crop-to-box")
     state = fingerprint(files)
     if columns and columns != Columns():
         state += f" {columns}"
@@ -81,7 +86,9 @@ def load_cache(
     )
     # data sets of the same name may share a folder
     suffix = f"_{sha256(os.fsencode(path)).hexdigest()[:8]}" if cache_dir else ""
-    return load_source(source, caches, suffix, size, resize, limit, allow_broken, {"dogs": dogs})
+    suffix = "_box" * crop_to_box + suffix
+    more = {"dogs": dogs} | ({"crop_to_box": True} if crop_to_box else {})
+    return load_source(source, caches, suffix, size, resize, limit, allow_broken, more)
 
 
 def load_source(
@@ -195,8 +202,8 @@ def decode_chunk(
     pool: Executor, data_dir: Path, records: Sequence[Record], part: int, settings: dict[str, Any], limit: int
 ) -> tuple[Chunk, list[bytes]]:
     """Decode records until there are `limit` images; return their chunk and the bytes of each image."""
-    size, resize = settings["size"], settings["resize"]
-    decoded = pool.map(lambda record: decode(data_dir, record, size, resize), records)
+    size, resize, crop_to_box = settings["size"], settings["resize"], settings.get("crop_to_box", False)
+    decoded = pool.map(lambda record: decode(data_dir, record, size, resize, crop_to_box), records)
     chunk: Chunk = {"records": 0, "captions": [], "skipped": [], "converted": [], "part": part}
     pixels: list[bytes] = []
     for record, (image, notes) in zip(records, decoded):

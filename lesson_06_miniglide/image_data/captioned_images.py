@@ -126,12 +126,13 @@ def captioned_images(
     return CaptionedImages(name, images, torch.arange(len(images)), distinct, rows, first, count, flip=flip)
 
 
-def load_images(config: Any) -> CaptionedImages:
+def load_images(config: Any, size: int = IMAGE_SIZE) -> CaptionedImages:
     """Return the data set that the flags name; shapes if they name none. Raises UserError.
 
     config: with data_dir, dogs, image_limit, resize, cache_dir, allow_broken and flip; for tables and the Hub
-    also with dataset_name, dataset_config_name, image_column, caption_column and split. Shapes are never
-    mirrored, because their captions say left and right.
+    also with dataset_name, dataset_config_name, image_column, caption_column and split; to crop photos, with
+    crop_to_box. size: of the images, in pixels; shapes have IMAGE_SIZE. Shapes are never mirrored, because
+    their captions say left and right.
     """
     columns = Columns(
         getattr(config, "image_column", None),
@@ -142,13 +143,18 @@ def load_images(config: Any) -> CaptionedImages:
         if config.data_dir or config.dogs:
             raise UserError("--dataset-name excludes --data-dir and --dogs; name one data set")
         if not Path(name).is_dir():
-            return load_hub(name, columns, config)
+            return load_hub(name, columns, config, size)
         config = replace(config, data_dir=name)  # Hugging Face's library, too, takes the name of a folder
+    crop_to_box = getattr(config, "crop_to_box", False)
     if config.data_dir is None:
         if config.dogs:
             raise UserError(
                 f"--dogs needs --data-dir, the folder above Images/; get the photos from {DOGS_URL}"
             )
+        if crop_to_box:
+            raise UserError("--crop-to-box needs --data-dir, the folder above Images/ and Annotation/")
+        if size != IMAGE_SIZE:
+            raise UserError(f"--data-dir is missing: shapes have 64x64 pixels, and {size}x{size} are needed")
         print("data: shapes (name a folder of images with --data-dir)")
         return make_shapes(config.image_limit or NUM_SHAPES)
     limit = None if config.dogs else config.image_limit
@@ -156,26 +162,29 @@ def load_images(config: Any) -> CaptionedImages:
         print("data: --image-limit does not apply to --dogs, all of whose photos are used")
     images, captions = load_cache(
         config.data_dir,
-        IMAGE_SIZE,
+        size,
         config.resize,
         config.dogs,
         limit,
         config.cache_dir,
         config.allow_broken,
         columns,
+        crop_to_box,
     )
     return captioned_images(Path(config.data_dir).resolve().name, images, captions, config.flip)
 
 
-def load_hub(name: str, columns: Columns, config: Any) -> CaptionedImages:
+def load_hub(name: str, columns: Columns, config: Any, size: int = IMAGE_SIZE) -> CaptionedImages:
     """Return a data set of the Hugging Face Hub; see `load_images`. Raises UserError."""
+    if getattr(config, "crop_to_box", False):
+        raise UserError("--crop-to-box needs --data-dir, the folder above Images/ and Annotation/")
     source = hub_source(name, config.dataset_config_name, columns)
     caches = Path(config.cache_dir or HUB_CACHES)
     images, captions = load_source(
         source,
         caches,
         resize=config.resize,
-        size=IMAGE_SIZE,
+        size=size,
         limit=config.image_limit,
         allow_broken=config.allow_broken,
     )

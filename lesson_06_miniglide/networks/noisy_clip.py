@@ -2,12 +2,13 @@
 
 One network encodes images, one encodes captions; they are trained so that an image and its caption point in
 the same direction. Because it is trained on x_t at every noise level, the gradient of its similarity can
-guide a sampler to a caption.
+guide a sampler to a caption. Its similarity also ranks finished samples (DALL-E: Ramesh et al. 2021).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from common.errors import UserError
+from common.training.checkpoints import load_state, load_weights
 from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_03_adm.adm_unet import ADMConfig
 from lesson_03_adm.classifier_guidance import GradientFn
 from lesson_03_adm.noisy_classifier import NoisyClassifier
+from lesson_04_text_conditioning.model import tokenizer_from_metadata
 from lesson_04_text_conditioning.text_transformer import TextConfig, TextTransformer
+from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
+from lesson_06_miniglide.networks.presets import LESSON
 
 WIDTH = 64  # dimensions of the space that images and captions share
 CLIP_CONFIG = ADMConfig(in_channels=3, channel_mult=(0.5, 1, 2, 2), attention_resolutions=(8, 4))
@@ -51,6 +57,21 @@ class NoisyCLIP(nn.Module):
 def build_clip(tokenizer: Any, image_config: ADMConfig = CLIP_CONFIG) -> NoisyCLIP:
     """Return an untrained CLIP for captions of this tokenizer."""
     return NoisyCLIP(image_config, TextConfig(tokenizer.vocab_size, tokenizer.context_length))
+
+
+def load_clip(checkpoint: str | Path, flag: str = "--clip") -> tuple[NoisyCLIP, CaptionTokenizer]:
+    """Return a trained CLIP, frozen, and its tokenizer. Raises UserError, naming the flag.
+
+    checkpoint: a .safetensors file or a run's folder. Its images are of 64x64 pixels if it has patches.
+    """
+    weights, metadata = load_weights(checkpoint, LESSON, flag)
+    if "logit_scale" not in weights or "tokenizer" not in metadata:
+        raise UserError(f"{flag} {checkpoint} is not a CLIP of this lesson")
+    tokenizer = tokenizer_from_metadata(metadata)
+    patches = weights["image_encoder.encoder.conv_in.weight"].shape[1] > 3
+    clip = build_clip(tokenizer, CLIP_64_CONFIG if patches else CLIP_CONFIG)
+    load_state(clip, weights, f"{flag} {checkpoint}")
+    return clip.eval().requires_grad_(False), tokenizer
 
 
 def loss_clip(
@@ -103,3 +124,30 @@ def nearest_caption(
     timesteps = torch.full((len(x_0),), t)
     x_t = diffusion.q_sample(x_0, timesteps, torch.randn_like(x_0))
     return (clip.encode_image(x_t, timesteps.to(x_t.device)) @ captions.T).argmax(1)
+
+
+@torch.no_grad()
+def embed_captions(clip: NoisyCLIP, tokenizer: Any, captions: Sequence[str]) -> Float[Tensor, "n width"]:
+    """Return the unit vectors of captions, on the network's device."""
+    tokens, mask = tokenizer.encode(captions)
+    device = clip.logit_scale.device
+    return clip.encode_text(tokens.to(device), mask.to(device))
+
+
+@torch.no_grad()
+def clip_similarity(
+    clip: NoisyCLIP, tokenizer: Any, images: Float[Tensor, "n c h w"], captions: Sequence[str]
+) -> Float[Tensor, "n"]:
+    """Return the cosine similarity of each image without noise and its caption, on the CPU."""
+    captions_embedded = embed_captions(clip, tokenizer, captions)
+    parts = images.clamp(-1, 1).to(captions_embedded.device).split(250)
+    images_embedded = torch.cat(
+        [clip.encode_image(x, torch.zeros(len(x)).long().to(x.device)) for x in parts]
+    )
+    return (images_embedded * captions_embedded).sum(1).cpu()
+
+
+def best_of(similarity: Float[Tensor, "n"], candidates: int, keep: int) -> Int[Tensor, "kept"]:
+    """Return the indices of the `keep` most similar of every `candidates` successive samples, best first."""
+    best = similarity.view(-1, candidates).topk(keep).indices
+    return (best + candidates * torch.arange(len(best))[:, None]).flatten()

@@ -12,6 +12,8 @@ The hash of encoder.json begins with 196139668be63f3b, that of vocab.bpe with 1c
 
     python lesson_06_miniglide/sample.py --openai base.pt --openai-upsampler upsample.pt --vocabulary . \
         --prompt "an oil painting of a corgi"
+
+`train.py --init-from base.pt` continues to train them; export_openai.py writes the result in the same layout.
 """
 
 import pickle
@@ -29,10 +31,11 @@ from common.errors import UserError
 from common.images import to_float, to_uint8
 from common.protocols import Denoiser, Model, SamplerStep
 from common.sampling import sample_batches
+from common.training.checkpoints import refuse_non_finite
 from lesson_01_ddpm.diffusion import GaussianDiffusion, ddpm_sample, linear_betas
 from lesson_02_improved_ddpm.schedules import cosine_betas, space_timesteps
 from lesson_02_improved_ddpm.variational_bound import learned_range
-from lesson_04_text_conditioning.openai_checkpoints import glide_from_openai
+from lesson_04_text_conditioning.openai_checkpoints import glide_from_openai, weights_from_openai
 from lesson_04_text_conditioning.text_unet import TextUNet
 from lesson_05_cfg.dpm_solver import SAMPLERS
 from lesson_05_cfg.pipeline import TextToImagePipeline
@@ -58,6 +61,7 @@ UPSAMPLER_STEPS = "fast27"
 UPSAMPLER_BATCH = 4  # images of 256x256 pixels
 UPSAMPLER_SEED = 715_827_883  # the upsampler's noise must differ from the base model's
 TEMPERATURE = 0.997  # factor of the noise that the upsampler starts from
+FIRST_WEIGHT = "input_blocks.0.0.weight"  # its published name
 DEFAULT_PROMPT = "an oil painting of a corgi"
 
 
@@ -103,20 +107,51 @@ def load_network(path: str | Path, settings: Mapping[str, Any], flag: str) -> Te
 
     settings: BASE or UPSAMPLER. Raises UserError, naming the flag, if the file does not hold such a network.
     """
+    weights = read_file(path, flag)
+    in_channels = weights[FIRST_WEIGHT].shape[1]
+    without_inpainting = 6 if settings.get("super_res") else 3  # channels of x_t and low_res
+    inpaint = in_channels == without_inpainting + 4  # known pixels and their mask
+    try:
+        network = glide_from_openai({**settings, "inpaint": inpaint}, weights)
+    except Exception as error:  # weights can misfit in many ways
+        raise not_published(path, flag, error) from None
+    return network.requires_grad_(False)
+
+
+def read_file(path: str | Path, flag: str) -> dict[str, Tensor]:
+    """Return the weights in a published file, under the published names.
+
+    Raises UserError, naming the flag, if the file is not one, or if a weight is not finite.
+    """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-        in_channels = weights["input_blocks.0.0.weight"].shape[1]
-        without_inpainting = 6 if settings.get("super_res") else 3  # channels of x_t and low_res
-        inpaint = in_channels == without_inpainting + 4  # known pixels and their mask
-        network = glide_from_openai({**settings, "inpaint": inpaint}, weights)
+        weights[FIRST_WEIGHT].shape[1]
     except OSError as error:
         raise UserError(f"{flag} {path} cannot be read ({error.strerror})") from None
     except Exception as error:  # a file can be wrong in many ways
-        reason = (str(error) or type(error).__name__).splitlines()[-1].strip()[:120]
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it contains more than weights"
-        raise UserError(f"{flag} {path} is not the published network of that name ({reason})") from None
-    return network.requires_grad_(False)
+        raise not_published(path, flag, error) from None
+    refuse_non_finite(weights, f"{flag} {path}")
+    return weights
+
+
+def load_weights(path: str | Path, flag: str) -> dict[str, Tensor]:
+    """Return the weights in a published file, under the names of TextUNet. Raises UserError."""
+    return weights_from_openai(read_file(path, flag))
+
+
+def is_openai_file(path: str | None) -> bool:
+    """Return whether a path of weights names a published file: ours are folders or .safetensors."""
+    return path is not None and path.endswith(".pt")
+
+
+def not_published(path: str | Path, flag: str, error: Exception) -> UserError:
+    """Return the error of a file that does not hold the network that it should."""
+    reason = (str(error) or type(error).__name__).splitlines()[-1].strip()[:120]
+    if isinstance(error, pickle.UnpicklingError):
+        reason = "it contains more than weights"
+    if isinstance(error, KeyError):
+        reason = f"it has no weight {reason}"
+    return UserError(f"{flag} {path} is not the published network of that name ({reason})")
 
 
 def super_resolve(

@@ -16,7 +16,8 @@ from lesson_01_ddpm.diffusion import GaussianDiffusion, gaussian_noise
 from lesson_01_ddpm.unet import time_mlp, timestep_embedding, zero_module
 from lesson_04_text_conditioning.text_transformer import TextEncoding
 
-LOW_RES = 16  # pixels
+FACTOR = 4  # by which an upsampler enlarges each side
+LOW_RES = 16  # pixels, of images of 64x64
 
 
 class NoiseLevelConditioning(nn.Module):
@@ -41,8 +42,12 @@ class NoiseLevelConditioning(nn.Module):
         low_res: Float[Tensor, "n c h_2 w_2"],
         noise_level: Int[Tensor, "n"],
     ) -> Float[Tensor, "n out_c h w"]:
-        emb = self.noise_level_mlp(timestep_embedding(noise_level, self.width))  # type: ignore[arg-type]
-        return self.network(x_t, t, text._replace(pooled=text.pooled + emb), low_res=low_res)
+        text = text._replace(pooled=text.pooled + self.embed_level(noise_level))
+        return self.network(x_t, t, text, low_res=low_res)
+
+    def embed_level(self, noise_level: Int[Tensor, "n"]) -> Float[Tensor, "n emb_channels"]:
+        """Return what is added to the pooled text embedding."""
+        return self.noise_level_mlp(timestep_embedding(noise_level, self.width))  # type: ignore[arg-type]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -87,7 +92,8 @@ def super_resolution_task(
     Low noise levels are more frequent, because most is to be learned there.
     """
     noise_level = (num_noise_levels(diffusion) * torch.rand(len(x_0)) ** 2).long()
-    return x_0, noise_augment(diffusion, area_downsample(x_0, LOW_RES), noise_level)
+    low_res = area_downsample(x_0, x_0.shape[-1] // FACTOR)
+    return x_0, noise_augment(diffusion, low_res, noise_level)
 
 
 def low_res_task(diffusion: GaussianDiffusion, network: Any, x_0: Tensor) -> tuple[Tensor, dict[str, Any]]:

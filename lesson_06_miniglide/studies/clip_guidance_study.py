@@ -31,7 +31,7 @@ from lesson_04_text_conditioning.captioned_mnist import PROMPTS as DIGIT_PROMPTS
 from lesson_04_text_conditioning.studies.captioned_digits import open_study
 from lesson_05_cfg.pipeline import LESSON as LESSON_5
 from lesson_05_cfg.pipeline import TextToImagePipeline
-from lesson_06_miniglide.networks.noisy_clip import NoisyCLIP, clip_gradient
+from lesson_06_miniglide.networks.noisy_clip import NoisyCLIP, clip_gradient, embed_captions
 from lesson_06_miniglide.networks.presets import LESSON
 from lesson_06_miniglide.pipeline import MiniGlidePipeline
 from lesson_06_miniglide.scoring.features import pixels_8x8
@@ -42,7 +42,7 @@ from lesson_06_miniglide.studies.captioned_shapes import (
     load_shapes,
     measure_captions,
 )
-from lesson_06_miniglide.studies.clip_study import embed_captions, train_digits_clip, train_shapes_clip
+from lesson_06_miniglide.studies.clip_study import train_digits_clip, train_shapes_clip
 
 CLIP_SCALES = (0, 30, 100, 300, 1000)
 CFG_SCALES = (1.5, 2, 3, 4)

@@ -1,6 +1,6 @@
 """What CLIP reads in noisy images of digits and of shapes, measured by retrieval. Run by experiments.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from common.digits.captions import CAPTIONS, NUM_PHRASINGS, CaptionedDigits
-from common.digits.classifier import load_frozen
 from common.images import to_pixels
 from common.plotting import plot_curves
 from common.results.experiments import (
@@ -19,21 +18,20 @@ from common.results.experiments import (
     train_variant,
     with_default_steps,
 )
-from common.training.checkpoints import load_weights, pretrained_path
+from common.training.checkpoints import pretrained_path
 from common.training.config import TrainConfig
 from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_02_improved_ddpm.model import make_diffusion
-from lesson_03_adm.adm_unet import ADMConfig
-from lesson_04_text_conditioning.model import tokenizer_from_metadata
 from lesson_04_text_conditioning.studies.captioned_digits import Study, open_study, train_captioned
 from lesson_04_text_conditioning.tokenizer import CaptionTokenizer
 from lesson_06_miniglide import model as lesson_6
+from lesson_06_miniglide.networks import noisy_clip
 from lesson_06_miniglide.networks.noisy_clip import (
     CLIP_64_CONFIG,
-    CLIP_CONFIG,
     LR_SCALES,
     NoisyCLIP,
     build_clip,
+    embed_captions,
     loss_clip,
     nearest_caption,
 )
@@ -100,24 +98,9 @@ def tokenizer_metadata(tokenizer: CaptionTokenizer) -> dict[str, Any]:
     return {"tokenizer": tokenizer.to_json(), "text": {"context_length": tokenizer.context_length}}
 
 
-def load_clip(
-    name: str = "clip", image_config: ADMConfig = CLIP_CONFIG
-) -> tuple[NoisyCLIP, CaptionTokenizer]:
-    """Return a pretrained CLIP, frozen, and its tokenizer; "clip" is of digits. Raises UserError.
-
-    name: "clip_of_shapes" with CLIP_64_CONFIG is the one of shapes.
-    """
-    weights, metadata = load_weights(pretrained_path(LESSON, name), LESSON)
-    tokenizer = tokenizer_from_metadata(metadata)
-    return load_frozen(build_clip(tokenizer, image_config), weights), tokenizer
-
-
-@torch.no_grad()
-def embed_captions(clip: NoisyCLIP, tokenizer: Any, captions: Sequence[str]) -> Float[Tensor, "n width"]:
-    """Return the unit vectors of captions, on the network's device."""
-    tokens, mask = tokenizer.encode(captions)
-    device = clip.logit_scale.device
-    return clip.encode_text(tokens.to(device), mask.to(device))
+def load_clip(name: str = "clip") -> tuple[NoisyCLIP, CaptionTokenizer]:
+    """Return a pretrained CLIP, frozen, and its tokenizer: "clip" of digits, or "clip_of_shapes"."""
+    return noisy_clip.load_clip(pretrained_path(LESSON, name))
 
 
 def retrieval(config: ExperimentConfig) -> None:

@@ -1,23 +1,32 @@
-"""The original's mistakes, each trained next to the correct version. Run by experiments.py."""
+"""Guidance scales of the pretrained network, and the original's mistakes. Run by experiments.py."""
 
 from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from common.images import to_pixels
+from common.plotting import plot_curves
 from common.protocols import Denoiser
 from common.results.experiments import (
     ExperimentConfig,
     open_table,
     run_folder,
+    save_figure,
     save_image_rows,
     save_losses,
     with_default_steps,
 )
 from lesson_01_ddpm.diffusion import GaussianDiffusion, squared_error
+from lesson_06_miniglide.image_data.captioned_images import make_shapes
 from lesson_06_miniglide.networks.presets import LESSON, PRESETS
 from lesson_06_miniglide.pipeline import MiniGlidePipeline
+from lesson_06_miniglide.scoring.shape_metrics import caption_metrics
+from lesson_06_miniglide.shapes.checker import detect_shapes, shows_relation, shows_specs
+from lesson_06_miniglide.shapes.scenes import RELATIONS, parse
 from lesson_06_miniglide.studies.captioned_shapes import (
     PROMPTS,
     SAMPLING_STEPS,
@@ -28,7 +37,14 @@ from lesson_06_miniglide.studies.captioned_shapes import (
 )
 
 GUIDANCE_SCALES = (1, 3)
-COLUMN_TITLES = {"variant": "variant", "guidance_scale": "s", "fid_8x8": ("FID of 8x8 pixels", ".2f")}
+COLUMN_TITLES = {
+    "variant": "variant",
+    "guidance_scale": "s",
+    "fid_8x8": ("FID of 8x8 pixels", ".2f"),
+    "relation_correct": "in the relation",
+    "relation_opposite": "in the opposite one",
+    "relation_other_axis": "on the other axis",
+}
 
 
 def loss_in_0_to_1(
@@ -74,3 +90,53 @@ def errata(config: ExperimentConfig) -> None:
         figure_rows[variant] = draw(variant, pipe, PROMPTS * 2, 3)
     save_image_rows(table, figure_rows)
     save_losses(table, {variant: run_folder(LESSON, config, variant) for variant in ERRATA})
+
+
+CFG_SCALES = (1, 2, 3)  # guidance scales
+CHUNK = 100  # samples per call; chunk i has the seed 100 i, as in evaluate.py
+
+
+def relation_counts(samples: Tensor, captions: list[str]) -> dict[str, int]:
+    """Return how the shapes of samples stand, of those whose two shapes are right.
+
+    relation_correct: as the caption says. relation_opposite: in the opposite relation, such as "right of" for
+    "left of". relation_other_axis: one above the other instead of side by side, or the reverse.
+    """
+    counts = {"relation_correct": 0, "relation_opposite": 0, "relation_other_axis": 0}
+    for pixels, scene in zip(to_pixels(samples), map(parse, captions)):
+        shapes = detect_shapes(pixels) if scene.relation else None
+        if scene.relation is None or shapes is None or not shows_specs(shapes, scene):
+            continue
+        x, y = RELATIONS[scene.relation]
+        opposite = next(name for name, direction in RELATIONS.items() if direction == (-x, -y))
+        if shows_relation(shapes, scene):
+            counts["relation_correct"] += 1
+        elif shows_relation(shapes, scene._replace(relation=opposite)):
+            counts["relation_opposite"] += 1
+        else:
+            counts["relation_other_axis"] += 1
+    return counts
+
+
+def guidance_scales(config: ExperimentConfig) -> None:
+    """Measure the pretrained network at several guidance scales, with evaluate.py's captions and sampler."""
+    table = open_table(LESSON, config, weights_of=LESSON)
+    pipe = MiniGlidePipeline.from_pretrained(None, config.device)
+    data = make_shapes(config.num_samples, seed=config.seed + 1)
+    captions = data.captions_for(torch.arange(len(data)))
+
+    def measure(guidance_scale: float) -> dict[str, Any]:
+        chunks = [captions[start : start + CHUNK] for start in range(0, len(captions), CHUNK)]
+        seeds = [config.seed * 1_000_003 + CHUNK * i for i in range(len(chunks))]
+        samples = torch.cat(
+            [pipe(c, guidance_scale, seed=seed, progress_bar=False).tensor for c, seed in zip(chunks, seeds)]
+        )
+        metrics = caption_metrics(to_pixels(samples), captions)
+        kinds = np.array([parse(caption).kind for caption in captions])
+        sizes = {f"n_{kind}": int((kinds == kind).sum()) for kind in np.unique(kinds)}
+        return {"n": len(captions), **sizes, **metrics, **relation_counts(samples, captions)}
+
+    rows = [table.row(partial(measure, scale), guidance_scale=scale) for scale in CFG_SCALES]
+    names = ("caption", "single", "count", "pair")
+    curves = {name: [(row["guidance_scale"], row[f"{name}_accuracy"] or 0) for row in rows] for name in names}
+    save_figure(table, plot_curves(curves, "guidance scale", "correct", logarithmic=False))

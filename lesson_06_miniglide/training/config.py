@@ -9,7 +9,9 @@ from tyro.conf import arg
 from common.cli import Fraction, PositiveFloat, PositiveInt, check_choice
 from common.errors import UserError
 from common.training.config import TrainConfig
-from lesson_06_miniglide.networks.presets import PRESETS
+from lesson_06_miniglide.model import TRAINABLE
+from lesson_06_miniglide.networks.openai_glide import is_openai_file
+from lesson_06_miniglide.networks.presets import OPENAI_PRESETS, PRESETS
 from lesson_06_miniglide.training.distributed import PRECISIONS
 
 # What --defaults stands for.
@@ -36,19 +38,26 @@ class Config(TrainConfig):
     dogs: bool = False  # read --data-dir as Stanford Dogs, with the breed as the caption
     image_limit: PositiveInt | None = None  # number of images, the first that are readable (dogs: always all)
     resize: str = "squish"  # squish (to a square) or crop (the middle)
+    # first crop each image to its bounding box in Annotation/ of --data-dir, as Stanford Dogs has it
+    crop_to_box: bool = False
     # folder for the decoded images; default <data-dir>/.cache, or data/huggingface for --dataset-name
     cache_dir: str | None = None
     allow_broken: bool = False  # continue if more than 5 % of the images are broken
     flip: bool = True  # mirror photos at random; switch it off if captions tell left from right
     validation_fraction: Fraction = 0.02  # of the images, for the validation loss
-    # folder with GPT-2's encoder.json and vocab.bpe; default: a BPE of the captions
+    # folder with GPT-2's encoder.json and vocab.bpe; default: a BPE of the captions, or that of --init-from
     vocabulary: str | None = None
 
     # t5-small, or a folder: a frozen encoder in place of the text transformer, as in Imagen
     text_encoder: str | None = None
-    preset: str = "tiny"  # tiny, tiny_small, tiny_upsampler, tiny_inpainting, report or glide
-    # weights to start from; input channels that they do not have start at zero
+    # tiny, tiny_small, tiny_upsampler, tiny_inpainting, photos, report, glide or glide_upsampler
+    preset: str = "tiny"
+    # weights to start from: a run's folder or a .safetensors, whose missing input channels start at zero; or
+    # OpenAI's base.pt with --preset glide, upsample.pt with --preset glide_upsampler
     init_from: Annotated[str | None, arg(aliases=["--start-from"])] = None
+    # what is trained: all, unet (without the text encoder), or text (the text encoder and, of the UNet, only
+    # the keys and values of the tokens)
+    train: str = "all"
     num_channels: PositiveInt | None = None  # of the UNet; a multiple of --num-head-channels (tiny: of 24)
     num_head_channels: PositiveInt | None = None  # channels per attention head
     num_res_block: PositiveInt | None = None  # residual blocks per resolution
@@ -92,7 +101,7 @@ class Config(TrainConfig):
     out: Annotated[str | None, arg(aliases=["--checkpoint-dir"])] = None
 
     immutable_on_resume = (*TrainConfig.immutable_on_resume, "preset", "timesteps", "no_vlb", *NETWORK_FLAGS)
-    immutable_on_resume += ("text_encoder", "resize", "flip", "validation_fraction")
+    immutable_on_resume += ("text_encoder", "resize", "crop_to_box", "flip", "validation_fraction", "train")
     default_steps = 2500
     default_minutes = 120.0  # for slow machines; with fast bf16 two cores need 45
 
@@ -101,7 +110,10 @@ def resolved(config: Config) -> Config:
     """Return the configuration with --defaults and the preset's values filled in. Raises UserError."""
     check_choice("--preset", config.preset, PRESETS)
     check_choice("--precision", config.precision, PRECISIONS)
+    check_choice("--train", config.train, TRAINABLE)
     config = replace(config, **ORIGINAL) if config.defaults else config
+    if config.init_from and not config.resume:
+        check_init_from(config)
     if config.text_encoder and (config.xf_layers or config.xf_heads):
         raise UserError("--xf-layers and --xf-heads have no effect with --text-encoder; leave them out")
     preset = PRESETS[config.preset]
@@ -111,3 +123,26 @@ def resolved(config: Config) -> Config:
         batch_size=config.batch_size or preset.batch_size,
         optimizer=config.optimizer or preset.optimizer,
     )
+
+
+def check_init_from(config: Config) -> None:
+    """Raise UserError if --init-from and other flags do not fit together."""
+    path = config.init_from
+    if not is_openai_file(path):
+        if config.text_encoder or config.vocabulary:
+            raise UserError("--init-from brings its own tokenizer; leave out --text-encoder and --vocabulary")
+        return
+    names = " or ".join(OPENAI_PRESETS)
+    if config.preset not in OPENAI_PRESETS:
+        hint = "of a run, name the folder or a .safetensors"
+        raise UserError(f"--init-from {path}: a .pt file is OpenAI's and needs --preset {names}; {hint}")
+    if config.text_encoder:
+        raise UserError(f"--init-from {path} has its own text encoder; leave out --text-encoder")
+    if not config.vocabulary:
+        raise UserError(
+            f"--init-from {path} needs --vocabulary, a folder with GPT-2's encoder.json and vocab.bpe"
+        )
+    if config.timesteps != 1000:
+        raise UserError(f"--init-from {path} was trained with 1000 timesteps; leave out --timesteps")
+    if config.no_vlb:
+        raise UserError(f"--init-from {path} learned its variance; leave out --no-vlb")
