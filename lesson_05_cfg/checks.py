@@ -110,6 +110,9 @@ def exponential_step(answer: Callable) -> None:
         "sigma and alpha are exchanged: sigma^2 is sigmoid(-2 lambda).": alpha_2 / alpha_1 * x
         + alpha_2 * (np.exp(end) - np.exp(start)) * x_0,
     }
+    same["The factor e^lambda is missing in the integral."] = (
+        sigma_2 / sigma_1 * x + sigma_2 * (end - start) * x_0
+    )
     for hint, value in same.items():
         if abs(result.item() - value) < 1e-6:
             raise WrongAnswer(hint)
@@ -176,6 +179,33 @@ def dpm_solver(answer: Callable) -> None:
         raise WrongAnswer(f"For Gaussian data the result is off by {coarse:.3f} after 40 steps.")
     if order < 1.5:
         raise WrongAnswer(
-            f"Twice the steps divide the error by {2**order:.1f}, and should by 4. "
-            "Does each step use the prediction of the step before it?"
+            f"Twice the steps divide the error by {2**order:.1f}, and should by 4. Does each step use the "
+            "prediction of the step before it, and the prediction itself, not its extrapolation?"
+        )
+    check_lengths(answer)
+
+
+def check_lengths(answer: Callable) -> None:
+    """Compare a run of three steps of unequal length with one by hand, which the order cannot replace."""
+    grid, given = (-1.0, -0.8, 0.0, 0.2), (0.5, 0.1, 0.3)
+
+    def by_hand(*weights: float) -> float:
+        x = 0.7
+        for i, weight in enumerate((0.0, *weights)):
+            middle = given[i] + weight * (given[i] - given[i - 1])
+            x = exact(x, middle, 0.0, grid[i], grid[i + 1])
+        return x
+
+    start = torch.tensor([0.7], dtype=torch.float64)
+    lambdas = torch.tensor(grid, dtype=torch.float64)
+    result = answer(lambda x, i: torch.full_like(x, given[i]), start, lambdas).item()
+    if abs(result - by_hand(0.125, 2.0)) < 1e-6:
+        raise WrongAnswer("h and h_before are exchanged: h[i] is the current step, h[i - 1] the one before.")
+    if abs(result - by_hand(0.5, 0.5)) < 1e-6:
+        raise WrongAnswer(
+            "All steps count as equally long. Step i has the length h[i], the one before h[i - 1]."
+        )
+    if abs(result - by_hand(2.0, 0.125)) > 1e-6:
+        raise WrongAnswer(
+            "With steps of length 0.2, 0.8 and 0.2 the result is wrong, with equal ones it is right."
         )

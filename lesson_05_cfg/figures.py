@@ -52,16 +52,47 @@ def plot_arrows(
 
 
 def plot_sweep(path: str = "results/guidance_curve.json") -> Figure:
-    """Return plots of accuracy, and of FID and diversity, against the guidance scale."""
-    rows = [row for row in read_json(path)["rows"] if row["denoised_fn"] == "clip"]
+    """Return plots of accuracy, FID and diversity against the guidance scale, from s = 1 on."""
+    rows = [row for row in read_json(path)["rows"] if row["denoised_fn"] == "clip" and row["scale"] >= 1]
     scales = [row["scale"] for row in rows]
-    figure = Figure((8.5, 2.8), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure((8.5, 2.6), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 3)
     for name, label in (("digit_accuracy", "digit"), ("colour_accuracy", "color")):
-        left.plot(scales, [row[name] for row in rows], "o-", markersize=4, label=f"{label} correct")
-    for name, label in (("fid", "FID"), ("diversity", "diversity (real digits: 1)")):
-        right.semilogy(scales, [row[name] for row in rows], "o-", markersize=4, label=label)
-    for axes in (left, right):
+        panels[0].plot(scales, [row[name] for row in rows], "o-", markersize=4, label=f"{label} correct")
+    panels[0].legend()
+    for axes, name, label in zip(panels[1:], ("fid", "diversity"), ("FID", "diversity")):
+        axes.plot(scales, [row[name] for row in rows], "o-", markersize=4)
+        axes.set_ylabel(label)
+    panels[1].set_yscale("log")
+    panels[2].axhline(1, color="black", linestyle=":")
+    for axes in panels:
+        axes.set_xscale("log")
+        axes.set_xticks((1, 2, 3, 4, 7, 10, 20), ("1", "2", "3", "4", "7", "10", "20"))
+        axes.minorticks_off()
         axes.set_xlabel("guidance scale s")
-        axes.legend()
+    return figure
+
+
+def plot_extrapolation() -> Figure:
+    """Return a diagram of DPM-Solver++(2M): the line through two predictions, followed into the step."""
+    before, now, end, slope = 0.0, 1.0, 2.4, 0.35
+    figure = Figure((6, 2.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(now, end, color=HIGHLIGHT, alpha=0.5)
+    axes.plot((before, end), (0, slope * (end - before)), "k--", linewidth=1)
+    axes.plot((before, now), (0, slope * (now - before)), "o", color="tab:blue", markersize=8)
+    middle = (now + end) / 2
+    axes.plot(middle, slope * (middle - before), "s", color="tab:orange", markersize=8)
+    for x, text in ((before, "prediction of the\nstep before"), (now, "current\nprediction")):
+        axes.annotate(text, (x, slope * x), (-4, 12), textcoords="offset points", ha="right", fontsize=9)
+    label = "$\\hat x_m$, used for\nthe whole step"
+    axes.annotate(label, (middle, slope * middle), (8, -26), textcoords="offset points", fontsize=9)
+    ticks = (
+        r"$\lambda_1 - h_\mathrm{before}$",
+        r"$\lambda_1$",
+        r"$\lambda_m$",
+        r"$\lambda_2 = \lambda_1 + h$",
+    )
+    axes.set_xticks((before, now, middle, end), ticks)
+    axes.set(yticks=(), ylabel=r"$\hat x_0$", xlim=(-0.9, 2.9), ylim=(-0.15, 1.0))
     return figure
