@@ -1,13 +1,33 @@
 """What checks the reader's functions of text_conditioning.ipynb, against independent values."""
 
-import math
+import warnings
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.exercises import WrongAnswer, allclose, expect_shape, numbered
+from lesson_03_adm.adm_unet import ADMConfig
+from lesson_04_text_conditioning.studies.velocity_checks import (
+    noise_from_velocity,
+    velocity,
+    velocity_loss,
+    x_0_from_velocity,
+)
+from lesson_04_text_conditioning.text_transformer import TextConfig, TextTransformer
+from lesson_04_text_conditioning.text_unet import TextAttention
+
+__all__ = [
+    "encode_tokens",
+    "look_up",
+    "merge",
+    "noise_from_velocity",
+    "text_attention",
+    "velocity",
+    "velocity_loss",
+    "x_0_from_velocity",
+]
 
 
 @numbered("4.1")
@@ -33,7 +53,10 @@ def merge(answer: Callable) -> None:
         if "".join(result) != "".join(tokens):
             raise WrongAnswer(f"{tokens} with {pair} became {result}. Merging must not change the text.")
         if result == tokens != wanted:
-            raise WrongAnswer(f"{tokens} with {pair} stayed as it is; wanted is {wanted}.")
+            raise WrongAnswer(
+                f"{tokens} with {pair} stayed as it is; wanted is {wanted}. (A slice of a list never "
+                "equals a tuple: compare tuple(tokens[i : i + 2]).)"
+            )
         if result != wanted:
             raise WrongAnswer(f"{tokens} with {pair} became {result}; wanted is {wanted}.")
 
@@ -47,7 +70,7 @@ def look_up(answer: Callable) -> None:
     expect_shape(result, (4, 3))
     if allclose(result, (q @ k.T).softmax(1) @ v):
         raise WrongAnswer(
-            "The scores are not divided by sqrt(d). In many dimensions one key would win always."
+            "The scores are not divided by sqrt(d). In many dimensions one key would always win."
         )
     if allclose(result, (q @ k.T / 16).softmax(1) @ v):
         raise WrongAnswer("The scores are divided by d; divide by sqrt(d).")
@@ -61,104 +84,117 @@ def look_up(answer: Callable) -> None:
         raise WrongAnswer(
             "Large scores give inf or NaN. `softmax` subtracts the largest score first; use it."
         )
+    many_q, many_k, many_v = (torch.stack([x, 2 * x, 3 * x])[None] for x in (q, k, v))  # [1, 3, ...]
+    hint = "It is right for q [Q, d], but not for q [N, heads, Q, d]. Use .mT, and dim=-1 in softmax."
+    try:
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # of .T, which is deprecated for more than two dimensions
+            result = answer(many_q, many_k, many_v)
+    except (RuntimeError, IndexError) as error:
+        raise WrongAnswer(hint) from error
+    if not allclose(result, F.scaled_dot_product_attention(many_q, many_k, many_v)):
+        raise WrongAnswer(hint)
 
 
 @numbered("4.3")
-def embed_caption(answer: Callable) -> None:
-    """The token under the padding must not matter, and padding replaces the position too."""
+def encode_tokens(answer: Callable) -> None:
+    """Compare with outputs computed here, and with typical mistakes."""
     torch.manual_seed(0)
-    tokens, positions, padding = torch.randn(2, 4, 3), torch.randn(4, 3), torch.randn(4, 3)
-    mask = torch.tensor([[True, True, False, False], [False] * 4])
+    transformer = TextTransformer(TextConfig(vocab_size=11, context_length=5, width=8, layers=1, heads=2), 6)
+    transformer.requires_grad_(False)
+    for parameter in transformer.parameters():
+        nn.init.normal_(parameter)
+    tokens, mask = torch.randint(11, (3, 5)), torch.arange(5) < torch.tensor([[2], [4], [0]])
+    token, position = transformer.token_embedding(tokens), transformer.positional_embedding
+    padding, has_token = transformer.padding_embedding, mask[..., None]
     try:
-        result = answer(tokens, positions, padding, mask)
+        result = answer(transformer, tokens, mask)
     except RuntimeError as error:
-        raise WrongAnswer("The shapes do not fit: mask is [N, L], so it needs mask[..., None].") from error
-    expect_shape(result, (2, 4, 3))
-    if allclose(result[1], positions + padding):
-        raise WrongAnswer("The padding embedding replaces token and position; here the position is added.")
-    if allclose(result[1], tokens[1] + positions):
-        raise WrongAnswer("The mask is inverted: it is True where there is a token.")
-    if not allclose(result[1], padding):
-        raise WrongAnswer("Where the mask is False, the result must be the padding embedding.")
-    if allclose(result[0, :2], tokens[0, :2]):
-        raise WrongAnswer("The positional embedding is missing: add it to the tokens.")
-    if not allclose(result[0, :2], (tokens[0] + positions)[:2]):
-        raise WrongAnswer("Where the mask is True, the result must be token + position.")
-    if not allclose(result[0, 2:], padding[2:]):
-        raise WrongAnswer("Each position has its own padding embedding.")
+        if "must match the size" not in str(error):
+            raise
+        raise WrongAnswer(
+            "The mask is [N, L] and the embeddings are [N, L, width]: use mask[..., None]."
+        ) from error
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise WrongAnswer("Return two things: the pooled embedding and the token states.")
+    pooled, states = result
+    expect_shape(states, (3, 5, 8))
+    expect_shape(pooled, (3, 6))
+    wrong = {
+        "The mask is not used: token ids at padded positions change the result.": token + position,
+        "The mask is inverted: True means that there is a token.": torch.where(
+            has_token, padding, token + position
+        ),
+        "The position is added to the padding, too. The padding embeddings differ by position already.": (
+            torch.where(has_token, token, padding) + position
+        ),
+        "The positions are missing. Without them the order of the words is lost.": torch.where(
+            has_token, token, padding
+        ),
+        "The padding is zero. Where the mask is False, the input is the padding embedding.": torch.where(
+            has_token, token + position, 0.0
+        ),
+    }
+    for message, x in wrong.items():
+        if allclose(states, transformer.transform(x)):
+            raise WrongAnswer(message)
+    wanted = transformer.transform(torch.where(has_token, token + position, padding))
+    if not allclose(states, wanted):
+        raise WrongAnswer("The token states differ. They are the output of `transform` at all positions.")
+    if allclose(pooled, transformer.proj(wanted.mean(1))):
+        raise WrongAnswer("That is the mean over all positions. Take the output at the last position.")
+    if allclose(pooled, transformer.proj(wanted[:, 0])):
+        raise WrongAnswer("That is the first position. Take the last one.")
+    if not allclose(pooled, transformer.proj(wanted[:, -1])):
+        raise WrongAnswer("The pooled embedding differs: apply `proj` to the output at the last position.")
 
 
 @numbered("4.4")
-def add_text(answer: Callable) -> None:
-    """The weights of the text in one softmax, key by key."""
+def text_attention(answer: Callable) -> None:
+    """Compare with the repository's layer, and with layers that lack one part."""
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 4, 9, 8).unbind(0)  # [N, heads, positions, d]
-    text_k, text_v = torch.randn(2, 2, 4, 5, 8).unbind(0)
-    result = answer(k, v, text_k, text_v)
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise WrongAnswer("Return two tensors: the keys and the values.")
-    if allclose(result[0], k):
-        raise WrongAnswer("The text is missing: no pixel attends to it.")
-    if result[0].shape[2] != 14:
+    layer = TextAttention(8, ADMConfig(num_head_channels=4, num_groups=2), text_width=5).requires_grad_(False)
+    nn.init.normal_(layer.proj.weight)
+    x, states = torch.randn(2, 8, 3, 3), torch.randn(2, 4, 5)
+    try:
+        result = answer(layer, x, states)
+    except RuntimeError as error:
+        if "channels" not in str(error):
+            raise
+        raise WrongAnswer("`layer.proj` needs [N, channels, positions]: use .mT.flatten(1, 2).") from error
+    expect_shape(result, (2, 8, 3, 3))
+    (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
+
+    def output(keys: Tensor, values: Tensor) -> Tensor:
+        attended = F.scaled_dot_product_attention(q, keys, values).mT.flatten(1, 2)  # [N, C, positions]
+        return layer.proj(attended).view_as(x)
+
+    both = torch.cat([text_k, k], 2), torch.cat([text_v, v], 2)
+    if allclose(result, x + output(k, v)):
+        raise WrongAnswer("The text is missing: no position attends to it.")
+    if allclose(result, x + output(text_k, text_v)):
+        raise WrongAnswer("The positions attend to the text only. They must attend to both, in one softmax.")
+    two = x + output(k, v) + output(text_k, text_v)
+    bias = layer.proj(torch.zeros(1, 8, 1))[..., None]  # whoever adds before `proj` adds it once
+    if allclose(result, two) or allclose(result, two - bias):
         raise WrongAnswer(
-            f"There are 9 positions and 5 tokens, so 14 keys; yours have the shape {tuple(result[0].shape)}. "
-            "Concatenate along dimension 2."
+            "These are two attentions, added. The softmax must run over tokens and positions together."
         )
-    keys, values = result
-    expect_shape(keys, (2, 4, 14, 8))
-    expect_shape(values, (2, 4, 14, 8))
-    scores = torch.einsum("nhqd,nhkd->nhqk", q, torch.cat([text_k, k], 2)) / math.sqrt(8)
-    wanted = torch.einsum("nhqk,nhkd->nhqd", scores.softmax(-1), torch.cat([text_v, v], 2))
-    if not allclose(F.scaled_dot_product_attention(q, keys, values), wanted):
+    if allclose(result, output(*both)):
+        raise WrongAnswer("The skip connection is missing: add `features`.")
+    keys, values = torch.cat([k, text_k], 2), torch.cat([v, text_v], 2)
+    if allclose(result, x + output(both[0], values)) or allclose(result, x + output(keys, both[1])):
         raise WrongAnswer("Keys and values are in different orders, so a key has the value of another one.")
-    if not allclose(keys[:, :, :5], text_k):
+    ones = layer.proj(torch.ones(1, 8, 9)).view(1, 8, 3, 3)  # all values 1: weights that add up to 1 give 1
+    flat = TextAttention(8, ADMConfig(num_head_channels=4, num_groups=2), text_width=5).requires_grad_(False)
+    flat.load_state_dict(layer.state_dict())
+    flat.project_qkv = lambda x: (q, k, torch.ones_like(v))  # type: ignore[method-assign]
+    flat.project_text = lambda context: (text_k, torch.ones_like(text_v))  # type: ignore[method-assign]
+    if not allclose(answer(flat, x, states) - x, ones.expand_as(x)):
+        raise WrongAnswer("The weights of a position must add up to 1 over the 4 tokens and the 9 positions.")
+    if not allclose(result, layer(x, torch.zeros(2, 1), states)):
         raise WrongAnswer(
-            "Attention does not depend on the order, but the maps of section 8 expect the text first."
+            "The weights add up to 1, but the output differs from that of TextAttention. Are the heads put "
+            "together as [N, channels, positions] before `proj`?"
         )
-
-
-def angles() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return x_0, noise, alpha_bar [3, 1, 1, 1] and x_t."""
-    torch.manual_seed(0)
-    x_0, noise = torch.randn(2, 3, 1, 4, 4).double()
-    alpha_bar = torch.tensor([0.99, 0.5, 0.04]).double().view(-1, 1, 1, 1)
-    return x_0, noise, alpha_bar, alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
-
-
-@numbered("4.5")
-def velocity(answer: Callable) -> None:
-    """Compare with the slope of x_t along the angle, by finite differences."""
-    x_0, noise, alpha_bar, x_t = angles()
-    result = answer(x_0, noise, alpha_bar)
-    expect_shape(result, (3, 1, 4, 4))
-    angle, step = alpha_bar.sqrt().acos(), 1e-5
-    slope = ((angle + step).cos() * x_0 + (angle + step).sin() * noise - x_t) / step
-    if allclose(result, -slope):
-        raise WrongAnswer("The sign is wrong: with more noise, x_t moves towards the noise.")
-    if allclose(result, alpha_bar.sqrt() * x_0 - (1 - alpha_bar).sqrt() * noise):
-        raise WrongAnswer("x_0 and noise have each other's factor.")
-    if allclose(result, x_t):
-        raise WrongAnswer("That is x_t itself. The derivative of the cosine is minus the sine.")
-    if allclose(result, alpha_bar * noise - (1 - alpha_bar) * x_0):
-        raise WrongAnswer("The factors are the roots of alpha_bar and of 1 - alpha_bar.")
-    if not torch.allclose(result, slope, atol=1e-3):
-        raise WrongAnswer(
-            "The result is not the derivative of x_t by the angle (finite differences disagree)."
-        )
-
-
-@numbered("4.6")
-def noise_from_velocity(answer: Callable) -> None:
-    """The velocity of known images and noise must give back the noise."""
-    x_0, noise, alpha_bar, x_t = angles()
-    v = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_0
-    result = answer(x_t, v, alpha_bar)
-    expect_shape(result, (3, 1, 4, 4))
-    if allclose(result, x_0):
-        raise WrongAnswer("That is x_0. For the noise, the factors of x_t and v change places.")
-    if allclose(result, (1 - alpha_bar).sqrt() * x_t - alpha_bar.sqrt() * v):
-        raise WrongAnswer("The sign of v is wrong: insert both formulas, and the terms with x_0 must cancel.")
-    if allclose(result, alpha_bar.sqrt() * x_t + (1 - alpha_bar).sqrt() * v):
-        raise WrongAnswer("x_t and v have each other's factor.")
-    if not torch.allclose(result, noise, atol=1e-6):
-        raise WrongAnswer("For a known velocity the result is not the noise in x_t.")

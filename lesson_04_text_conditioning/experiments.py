@@ -6,6 +6,8 @@ NAME is one of
     held_out          held-out pairs of digit and colour against pairs from training
     wordings          other words and other orders than in training
     attention         which pixels attend to which token along the trajectory
+    targets           predicted noise against predicted velocity, started at two timesteps
+    x_0_error         the error of both networks' predicted x_0
     mistakes          the classic bugs, each trained next to the right version
 
 Each writes results/NAME.json and NAME.png. An interrupted experiment continues with the missing rows.
@@ -35,11 +37,12 @@ from common.results.experiments import (
     save_losses,
     with_default_steps,
 )
+from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_02_improved_ddpm.ddim import SAMPLERS
 from lesson_02_improved_ddpm.model import make_diffusion
-from lesson_02_improved_ddpm.variational_bound import loss_hybrid
 from lesson_04_text_conditioning.captioned_mnist import PROMPTS
 from lesson_04_text_conditioning.model import LESSON, LR_SCALES, UNET_CONFIG, load, tokenizer_from_metadata
+from lesson_04_text_conditioning.studies import targets as target_study
 from lesson_04_text_conditioning.studies.attention_maps import record_attention
 from lesson_04_text_conditioning.studies.captioned_digits import (
     Study,
@@ -50,6 +53,7 @@ from lesson_04_text_conditioning.studies.captioned_digits import (
     train_captioned,
     untrained_network,
 )
+from lesson_04_text_conditioning.studies.figures import plot_x_0_errors
 from lesson_04_text_conditioning.studies.mistakes import loss_with_inverted_mask, loss_with_random_padding
 from lesson_04_text_conditioning.studies.text_ablations import (
     PairIndices,
@@ -60,6 +64,7 @@ from lesson_04_text_conditioning.studies.text_ablations import (
     tokens_only,
     whole_text,
 )
+from lesson_04_text_conditioning.studies.wordings import WORDINGS
 from lesson_04_text_conditioning.text_transformer import TextConfig
 from lesson_04_text_conditioning.text_unet import TextUNet
 from lesson_04_text_conditioning.velocity import VelocityPrediction, loss_hybrid_velocity
@@ -79,10 +84,11 @@ def sample(
     prompts: Sequence[str],
     config: Config,
     text_filter: TextFilter = whole_text,
+    process: GaussianDiffusion | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Draw one sample per prompt with DDIM."""
-    denoiser_for = partial(conditional_denoiser, text_filter=text_filter)
-    return sample_prompts(network, tokenizer, prompts, denoiser_for, SAMPLERS["ddim"], SHOWN_STEPS, config)
+    denoiser_for, ddim = partial(conditional_denoiser, text_filter=text_filter), SAMPLERS["ddim"]
+    return sample_prompts(network, tokenizer, prompts, denoiser_for, ddim, SHOWN_STEPS, config, process)
 
 
 def compare(study: Study, column: str, draws: Mapping[str, Callable[[list[str]], Tensor]]) -> None:
@@ -128,22 +134,43 @@ def readers(config: Config) -> None:
     compare(study, "network_sees", draws)
 
 
+def targets(config: Config) -> None:
+    """Compare predicted noise with predicted velocity after few steps, and two first timesteps."""
+    config = with_default_steps(config, 600)
+    study, shown = open_study(LESSON, config), {}
+    for name, network in target_study.target_networks(study).items():
+        for start in (999, 949):
+            process = target_study.process_from(start, SHOWN_STEPS)
+            draw = partial(sample, network, study.tokenizer, config=config, process=process)
+            measure = partial(measure_prompts, draw, config.num_samples, study.reference)
+            study.table.row(measure, target=name, start=start)
+            if start == 999:
+                shown[f"predicted {name}"] = draw(PROMPTS)
+    save_image_rows(study.table, shown, scale=2.6, column_labels=PROMPTS)
+
+
+def x_0_error(config: Config) -> None:
+    """Measure the error of the clipped x_0_hat of both networks of `targets`, and of mean images."""
+    config = with_default_steps(config, 600)
+    study = open_study(LESSON, config)
+    networks = target_study.target_networks(study)
+    for name, predict in target_study.predictions_of_x_0(networks, study).items():
+        study.table.row(partial(target_study.measure_x_0_error, predict, study), predicted_by=name)
+    save_figure(study.table, plot_x_0_errors(study.table.path))
+
+
 def mistakes(config: Config) -> None:
     """Compare each bug with the right version, trained for as many steps."""
     config = with_default_steps(config, 1000)
     study = open_study(LESSON, config)
-    vocab_size, context_length = study.tokenizer.vocab_size, study.tokenizer.context_length
     right = loss_with_text(loss_hybrid_velocity)
-    random_padding = partial(loss_with_random_padding, vocab_size)
-    torch.manual_seed(config.seed)
-    predicts_eps = TextUNet(UNET_CONFIG, TextConfig(vocab_size, context_length))
-    eps_scales = {name.removeprefix("network."): scale for name, scale in LR_SCALES.items()}
+    random_padding = partial(loss_with_random_padding, study.tokenizer.vocab_size)
     variants = {  # name -> network, loss, learning-rate multipliers
         "right": (untrained_network(study), right, LR_SCALES),
         "random padding": (untrained_network(study), random_padding, LR_SCALES),
         "mask inverted": (untrained_network(study), loss_with_inverted_mask, LR_SCALES),
         "text learns fast": (untrained_network(study), right, {}),
-        "eps, not velocity": (predicts_eps, loss_with_text(loss_hybrid), eps_scales),
+        "eps, not velocity": target_study.noise_variant(study),
     }
     draws = {}
     for name, (network, loss, lr_scales) in variants.items():
@@ -171,25 +198,6 @@ def held_out(config: Config) -> None:
         study.table.row(partial(measure, pairs), pairs=name)
     prompts = [WORDINGS["trained"](COLOURS[colour], WORDS[digit]) for digit, colour in unseen.tolist()]
     save_figure(study.table, plot_grid(draw(prompts * 4), len(prompts), column_labels=prompts))
-
-
-def with_article(word: str) -> str:
-    return f"an {word}" if word in ("orange", "eight") else f"a {word}"
-
-
-# (colour, digit) -> caption; training had only the first two, without the held-out pairs
-WORDINGS: dict[str, Callable[[str, str], str]] = {
-    "trained": lambda colour, digit: f"{with_article(colour)} {digit}",
-    "trained, too": lambda colour, digit: f"the digit {digit} in {colour}",
-    "capitals": lambda colour, digit: f"{with_article(colour)} {digit}".upper(),
-    "wrong article": lambda colour, digit: f"{with_article(digit).split()[0]} {colour} {digit}",
-    "no article, so no space": lambda colour, digit: f"{colour} {digit}",
-    "templates mixed": lambda colour, digit: f"the {colour} digit {digit}",
-    "turned round": lambda colour, digit: f"a {digit} {colour}",
-    "shortened": lambda colour, digit: f"the {digit} in {colour}",
-    "unknown word before": lambda colour, digit: f"draw {with_article(colour)} {digit}",
-    "unknown word behind": lambda colour, digit: f"{with_article(colour)} {digit} please",
-}
 
 
 def wordings(config: Config) -> None:
@@ -231,7 +239,9 @@ def attention(config: Config) -> None:
     save_figure(study.table, grid)
 
 
-EXPERIMENTS = by_name((class_or_caption, readers, held_out, wordings, attention, mistakes))
+EXPERIMENTS = by_name(
+    (class_or_caption, readers, targets, x_0_error, held_out, wordings, attention, mistakes)
+)
 
 if __name__ == "__main__":
     run_command(partial(run_experiment, EXPERIMENTS), Config)

@@ -1,9 +1,14 @@
 """One correct answer for each exercise of text_conditioning.ipynb; the notebook falls back on them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lesson_01_ddpm.diffusion import GaussianDiffusion
+from lesson_04_text_conditioning.text_transformer import TextTransformer
+from lesson_04_text_conditioning.text_unet import TextAttention
 
 
 def merge(tokens: Sequence[str], pair: tuple[str, str]) -> list[str]:
@@ -22,18 +27,24 @@ def merge(tokens: Sequence[str], pair: tuple[str, str]) -> list[str]:
 
 def look_up(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Exercise 4.2: return, for each query, the mean of the values, weighted by how well the keys match."""
-    scores = q @ k.T / k.shape[1] ** 0.5
-    return scores.softmax(1) @ v
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    return scores.softmax(-1) @ v
 
 
-def embed_caption(tokens: Tensor, positions: Tensor, padding: Tensor, mask: Tensor) -> Tensor:
-    """Exercise 4.3: return token + position where the mask is True, and padding elsewhere."""
-    return torch.where(mask[..., None], tokens + positions, padding)
+def encode_tokens(transformer: TextTransformer, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Exercise 4.3: return the pooled embedding and the token states."""
+    x = transformer.token_embedding(tokens) + transformer.positional_embedding
+    token_states = transformer.transform(torch.where(mask[..., None], x, transformer.padding_embedding))
+    return transformer.proj(token_states[:, -1]), token_states
 
 
-def add_text(k: Tensor, v: Tensor, text_k: Tensor, text_v: Tensor) -> tuple[Tensor, Tensor]:
-    """Exercise 4.4: return the keys and values of text and pixels together, text first."""
-    return torch.cat([text_k, k], 2), torch.cat([text_v, v], 2)
+def text_attention(layer: TextAttention, features: Tensor, token_states: Tensor) -> Tensor:
+    """Exercise 4.4: return the output of an attention layer in which positions also attend to the text."""
+    q, k, v = layer.project_qkv(features)
+    text_k, text_v = layer.project_text(token_states)
+    attended = look_up(q, torch.cat([text_k, k], 2), torch.cat([text_v, v], 2))
+    attended = attended.mT.flatten(1, 2)
+    return features + layer.proj(attended).view_as(features)
 
 
 def velocity(x_0: Tensor, noise: Tensor, alpha_bar_t: Tensor) -> Tensor:
@@ -41,6 +52,22 @@ def velocity(x_0: Tensor, noise: Tensor, alpha_bar_t: Tensor) -> Tensor:
     return alpha_bar_t.sqrt() * noise - (1 - alpha_bar_t).sqrt() * x_0
 
 
+def x_0_from_velocity(x_t: Tensor, v: Tensor, alpha_bar_t: Tensor) -> Tensor:
+    """Exercise 4.5: return the image that belongs to a velocity."""
+    return alpha_bar_t.sqrt() * x_t - (1 - alpha_bar_t).sqrt() * v
+
+
 def noise_from_velocity(x_t: Tensor, v: Tensor, alpha_bar_t: Tensor) -> Tensor:
-    """Exercise 4.6: return the noise that belongs to a velocity."""
+    """Exercise 4.5: return the noise that belongs to a velocity."""
     return (1 - alpha_bar_t).sqrt() * x_t + alpha_bar_t.sqrt() * v
+
+
+def velocity_loss(
+    network: Any, process: GaussianDiffusion, alpha_bar: Tensor, x_0: Tensor, tokens: Tensor, mask: Tensor
+) -> Tensor:
+    """Exercise 4.6: return the mean squared error of the velocity at a random timestep per image."""
+    t, noise = torch.randint(1000, (len(x_0),)), torch.randn_like(x_0)
+    text = network.encode_text(tokens, mask)
+    output = network(process.q_sample(x_0, t, noise), t, text=text)
+    target = velocity(x_0, noise, alpha_bar[t].view(-1, 1, 1, 1))
+    return (output[:, :3] - target).square().mean()

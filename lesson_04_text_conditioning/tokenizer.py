@@ -62,6 +62,10 @@ class CaptionTokenizer:
         """Return all token ids of a lower-cased caption, without truncation."""
         return self.tokenizer.encode(caption.lower()).ids
 
+    def pieces(self, caption: str) -> list[str]:
+        """Return the text of each token of a caption, without truncation."""
+        return [self.tokenizer.decode([i]) for i in self.token_ids(caption)]
+
     def encode(self, captions: Sequence[str]) -> tuple[Int[Tensor, "n length"], Bool[Tensor, "n length"]]:
         """Return padded, truncated tokens and their mask."""
         assert self.padding_id is not None, f"the vocabulary lacks {END}"

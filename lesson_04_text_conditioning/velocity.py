@@ -1,8 +1,9 @@
 """Velocity prediction: a target that is well conditioned at every noise level (Salimans & Ho 2022).
 
-To recover x_0 from eps_hat, its error is divided by sqrt(alpha_bar), which is nearly 0 at large t. The
-three equal channels of a coloured digit make digit and colour visible through more noise than a gray digit,
-so they are decided exactly there. The velocity is nearly -x_0 at large t, and its error is not amplified.
+To recover x_0 from eps_hat, its error is divided by sqrt(alpha_bar), which is nearly 0 at large t. We think
+that coloured digits suffer from this more than gray ones: their three channels show the same shape, so digit
+and colour are visible, and decided, at larger t. The velocity is nearly -x_0 at large t, and its error is not
+amplified.
 """
 
 from typing import Any

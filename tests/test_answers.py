@@ -23,8 +23,10 @@ from lesson_03_adm import checks as checks_3
 from lesson_03_adm import solutions as lesson_3
 from lesson_04_text_conditioning import checks as checks_4
 from lesson_04_text_conditioning import solutions as lesson_4
+from lesson_04_text_conditioning.model import encode_prompts
 from lesson_05_cfg import checks as checks_5
 from lesson_05_cfg import solutions as lesson_5
+from lesson_05_cfg.dpm_solver import dpmpp_2m_sample
 from lesson_06_miniglide import checks as checks_6
 from lesson_06_miniglide import editing_checks
 from lesson_06_miniglide import solutions as lesson_6
@@ -58,7 +60,7 @@ ALL = [(lesson, name) for lesson in LESSONS for name in exercises(lesson)]
 
 
 def test_the_number_of_exercises():
-    assert [len(exercises(lesson)) for lesson in LESSONS] == [9, 8, 8, 6, 6, 5, 5, 3]
+    assert [len(exercises(lesson)) for lesson in LESSONS] == [10, 9, 9, 8, 6, 9, 5, 3]
 
 
 @pytest.mark.parametrize("lesson, name", ALL)
@@ -85,19 +87,25 @@ def loss_fn(network, x_0, t=None, target=None, noisy=True, reduce=torch.mean):
     return reduce((network(x_t, t) - (noise if target is None else target(x_0))).square())
 
 
-def train_step(network, optimizer, x_0, zero=True, step=True, as_float=True):
-    loss = lesson_1.loss_fn(network, x_0)
-    if zero:
-        optimizer.zero_grad()
-    loss.backward()
-    if step:
-        optimizer.step()
-    return loss.item() if as_float else loss
+def best_x_0(x_t, t, faint=True, std=False, factor=1):
+    a = per_image(alpha_bar, t)
+    return (factor * (a.sqrt() if faint else 1) * x_t / ((1 - a).sqrt() if std else 1 - a)).tanh()
 
 
-def posterior_mean(x_0, x_t, t, previous=alpha_bar_prev, swap=False):
+def two_exponentials(x_t, t):
+    z = per_image(alpha_bar.sqrt() / (1 - alpha_bar), t) * x_t
+    return (z.exp() - (-z).exp()) / (z.exp() + (-z).exp())
+
+
+@torch.no_grad()
+def update_average(average, network, step, rate=lambda step: max(1 / step, 0.05)):
+    for mean, weight in zip(average.parameters(), network.parameters()):
+        mean.lerp_(weight, rate(step))
+
+
+def posterior_mean(x_0, x_t, t, previous=alpha_bar_prev, swap=False, power=0.5):
     coef_0 = previous.sqrt() * betas / (1 - alpha_bar)
-    coef_t = (1 - betas).sqrt() * (1 - previous) / (1 - alpha_bar)
+    coef_t = (1 - betas) ** power * (1 - previous) / (1 - alpha_bar)
     x_0, x_t = (x_t, x_0) if swap else (x_0, x_t)
     return per_image(coef_0, t) * x_0 + per_image(coef_t, t) * x_t
 
@@ -109,6 +117,14 @@ def reverse_step(network, x_t, t, std=None, last=False, clamp=True):
     std = beta_tilde.sqrt() if std is None else std
     sigma = std[max(t, 1)].float() if t or last else 0
     return mean + sigma * torch.randn_like(x_t)
+
+
+def step_with_mean(network, x_t, t, mean):
+    steps = torch.full((len(x_t),), t)
+    eps_hat = network(x_t, steps)
+    x_0 = lesson_1.x_0_from_noise(x_t, steps, eps_hat).clamp(-1, 1)
+    noise = beta_tilde[t].sqrt() * torch.randn_like(x_t)
+    return mean(x_0, eps_hat.clamp(-1, 1), x_t, steps) + noise
 
 
 def root(table, t):
@@ -139,6 +155,19 @@ WRONG_1 = {
         "each other's": lambda x, t, n: root(1 - alpha_bar, t) * x + root(alpha_bar, t) * n,
         "the chain gives": lambda x, t, n: root(alpha_bar, t) * x + 1.1 * root(1 - alpha_bar, t) * n,
         "expected": lambda x, t, n: x[0],
+        "one number per image": lambda x, t, n: alpha_bar[t].sqrt() * x + (1 - alpha_bar[t]).sqrt() * n,
+        "starts at 0": lambda x, t, n: root(alpha_bar, t - 1) * x + root(1 - alpha_bar, t - 1) * n,
+    },
+    "best_x_0": {
+        "probability p": lambda *args: (best_x_0(*args) + 1) / 2,
+        "more probable": lambda x, t: x.sign(),
+        "sign is wrong": lambda *args: best_x_0(*args, factor=-1),
+        "are fainter": lambda *args: best_x_0(*args, faint=False),
+        "by the variance": lambda *args: best_x_0(*args, std=True),
+        "factor of 2": lambda *args: best_x_0(*args, factor=2),
+        "only be -1 or 1": lambda x, t: x / root(alpha_bar, t),
+        "overflows": two_exponentials,
+        "the average is 0.103": lambda *args: 0.9 * best_x_0(*args),
     },
     "x_0_from_noise": {
         "as faint": lambda x, t, n: x - root(1 - alpha_bar, t) * n,
@@ -149,37 +178,52 @@ WRONG_1 = {
         "At t = 500": lambda x, t, n: x,
     },
     "residual_block": {
-        "skip connection": lambda *args: residual_block(*args, skip=False),
+        "input is missing": lambda *args: residual_block(*args, skip=False),
         "depend on emb": lambda *args: residual_block(*args, use_emb=False),
         "no activation": lambda *args: residual_block(*args, emb_activation=nn.Identity()),
         "block.skip": lambda block, x, emb: x + residual_block(block, x, emb, skip=False),
+        "added at the end": lambda block, x, emb: (
+            residual_block(block, x, emb, use_emb=False) + block.emb(F.silu(emb))[:, :, None, None]
+        ),
         "order is norm": lambda *args: residual_block(*args, activation=F.relu),
     },
     "loss_fn": {
         "same t": lambda network, x: loss_fn(network, x, torch.randint(1000, (1,)).expand(len(x))),
         "add the noise first": lambda network, x: loss_fn(network, x, noisy=False),
         "noise in x_t": lambda network, x: loss_fn(network, x, target=lambda x: 3**0.5 * x),
-        "near 1": lambda network, x: loss_fn(network, x, reduce=torch.sum),
+        "sum over images and pixels": lambda network, x: loss_fn(network, x, reduce=torch.sum),
+        "a sum over pixels": lambda network, x: loss_fn(network, x, reduce=lambda e: e.sum((1, 2, 3)).mean()),
+        "near 1": lambda network, x: loss_fn(network, x, target=torch.zeros_like),
+        "not a Python number": lambda network, x: loss_fn(network, x).item(),
+        "has no gradient": lambda network, x: loss_fn(network, x).detach(),
+        "is inclusive": lambda network, x: loss_fn(network, x, torch.randint(1, 1000, (len(x),))),
         "one integer t": lambda network, x: loss_fn(network, x, torch.randint(1000, (1,))),
         "from 0 to 999": lambda network, x: loss_fn(network, x, torch.randint(100, (len(x),))),
         "is exclusive": lambda network, x: loss_fn(network, x, torch.randint(999, (len(x),))),
         "not called": lambda network, x: torch.tensor(1.0),
         "single number": lambda network, x: loss_fn(network, x, reduce=lambda e: e.mean((1, 2, 3))),
     },
-    "train_step": {
-        "zero_grad": lambda *args: train_step(*args, zero=False),
-        "has not changed": lambda *args: train_step(*args, step=False),
-        "as a float": lambda *args: train_step(*args, as_float=False),
+    "update_average": {
+        "random initial": partial(update_average, rate=lambda step: 0.05),
+        "exchanged": partial(update_average, rate=lambda step: 1 - max(1 / step, 0.05)),
+        "must not fall": partial(update_average, rate=lambda step: 1 / step),
+        "not 0.05": partial(update_average, rate=lambda step: max(1 / step, 0.02)),
+        "copies": partial(update_average, rate=lambda step: 1),
+        "their mean is 5": partial(update_average, rate=lambda step: 1 if step == 1 else 0.05),
+        "has not changed": lambda average, network, step: None if step else average,
+        "of `network` have changed": lambda average, network, step: update_average(network, average, 2),
     },
     "posterior_mean": {
         "swapped": lambda *args: posterior_mean(*args, swap=True),
         "At t = 0": lambda x_0, x_t, t: posterior_mean(x_0, x_t, t, alpha_bar_prev.clamp(max=0.9999)),
         "one step earlier": lambda x_0, x_t, t: posterior_mean(x_0, x_t, t, alpha_bar),
+        "A root is missing": partial(posterior_mean, power=1),
+        "The factor of x_t": partial(posterior_mean, power=0),
         "the product of the densities": lambda x_0, x_t, t: 1.1 * posterior_mean(x_0, x_t, t),
         "root of alpha_bar_prev": lambda x_0, x_t, t: posterior_mean(
             per_image((alpha_bar / alpha_bar_prev).sqrt(), t) * x_0, x_t, t
         ),
-        "second form": lambda x_0, x_t, t: (
+        "simplify first": lambda x_0, x_t, t: (
             posterior_mean(x_0, x_t, t) + per_image(0 / (1 - alpha_bar_prev), t)
         ),
     },
@@ -192,6 +236,11 @@ WRONG_1 = {
         "not clamped": lambda *args: reverse_step(*args, clamp=False),
         "one t per image": lambda network, x_t, t: network(x_t, torch.tensor([t])),
         "predicted noise": lambda network, x_t, t: network(x_t, torch.full((len(x_t),), t)),
+        "pass it through": partial(step_with_mean, mean=lambda x_0, eps, x_t, t: posterior_mean(eps, x_t, t)),
+        "swapped": partial(step_with_mean, mean=lambda x_0, eps, x_t, t: posterior_mean(x_t, x_0, t)),
+        "not x_0_hat itself": partial(step_with_mean, mean=lambda x_0, eps, x_t, t: x_0),
+        "not x_t itself": partial(step_with_mean, mean=lambda x_0, eps, x_t, t: x_t),
+        "the posterior mean is": partial(step_with_mean, mean=lambda x_0, eps, x_t, t: (x_0 + x_t) / 2),
     },
     "sample": {
         "Gradients are on": sample,
@@ -234,28 +283,44 @@ def vlb_term(
     output,
     x_0,
     x_t,
-    t,
+    i,
     variance,
     reverse=False,
     per=None,
-    reduce=torch.mean,
     first=True,
-    denoised_fn=None,
+    denoised_fn=clamp_x_0,
+    q_table=None,
 ):
-    steps = torch.full((len(x_0),), t)
-    p = process.p_mean_variance(output, x_t, steps, variance, denoised_fn=denoised_fn)
-    q_mean = process.q_posterior_mean(x_0, x_t, steps)
-    q = (q_mean, process.extract(process.posterior_log_variance, steps, x_t))
-    if t == 0 and first:
-        bits = discretized_nll_bits(x_0, p.mean, p.log_variance) / (math.log(2) if first == "bits" else 1)
-    else:
-        pair = ((p.mean, p.log_variance), q) if reverse else (q, (p.mean, p.log_variance))
-        bits = lesson_2.normal_kl(*pair[0], *pair[1]) / (per or math.log(2))
-    return reduce(bits.flatten(1), 1)
+    t = torch.full((len(x_0),), i)
+    p = process.p_mean_variance(output, x_t, t, variance, denoised_fn=denoised_fn)
+    table = process.posterior_log_variance if q_table is None else q_table
+    q = (process.q_posterior_mean(x_0, x_t, t), process.extract(table, t, x_t))
+    if i == 0 and first:
+        return discretized_nll_bits(x_0, p.mean, p.log_variance) / (math.log(2) if first == "bits" else 1)
+    pair = ((p.mean, p.log_variance), q) if reverse else (q, (p.mean, p.log_variance))
+    return lesson_2.normal_kl(*pair[0], *pair[1]) / (per or math.log(2))
+
+
+def best_variance(process, i, error, power=2, table=None, keep=True):
+    c = process.posterior_mean_coef1[i] if table is None else table[i]
+    return process.beta_tilde[i] * keep + c**power * error
 
 
 @torch.no_grad()
-def ddim(network, process, x, clip=True, again=True, noise=0, predict=None, order=reversed, of=None):
+def family_sample(process, network, x, eta, index=False, room=True):
+    for i in reversed(range(process.num_timesteps)):
+        t = torch.full((len(x),), i)
+        eps_hat = (network(x, t) if index else process.predict(network, x, t))[:, :1]
+        x_0_hat = process.x_0_from_noise(x, t, eps_hat).clamp(-1, 1)
+        eps_hat = process.noise_from_x_0(x, t, x_0_hat)
+        sigma = eta * process.beta_tilde[i].item() ** 0.5
+        x = lesson_2.ddim_step(x_0_hat, eps_hat, process.alpha_bar_prev[i].item(), sigma * room)
+        x = x + sigma * torch.randn_like(x)
+    return x
+
+
+@torch.no_grad()
+def ddim(process, network, x, clip=True, again=True, noise=0, predict=None, order=reversed, of=None):
     for i in order(range(process.num_timesteps)):
         t = torch.full((len(x),), i)
         eps_hat = (predict or process.predict)(network, x, t)[:, :1]
@@ -276,31 +341,43 @@ WRONG_2 = {
         "square of the cosine": lambda T: cosine_betas(T, power=1),
         "alpha_bar is c": lambda T: cosine_betas(T, power=3),
         "offset 0.008": lambda T: cosine_betas(T, offset=0),
+        "two successive": lambda T: 1 - (1 - cosine_betas(T, largest=1.0)).cumprod(0).clamp(min=0.001),
+        "shifted by one step": lambda T: torch.cat([torch.zeros(1).double(), cosine_betas(T)[:-1]]),
     },
     "normal_kl": {
         "the reverse": lambda m, v, n, w: lesson_2.normal_kl(n, w, m, v),
         "NaN": lambda m, v, n, w: lesson_2.normal_kl(m, v.log(), n, w),
         "in bits": lambda *args: lesson_2.normal_kl(*args) / math.log(2),
-        "your formula gives": lambda *args: 2 * lesson_2.normal_kl(*args),
+        "where is the 1/2": lambda *args: 2 * lesson_2.normal_kl(*args),
+        "your formula gives": lambda *args: 3 * lesson_2.normal_kl(*args),
     },
-    "learned_log_variance": {
-        "limits are swapped": lambda v, low, high: lesson_2.learned_log_variance(v, high, low),
-        "v = -1 gives": lambda v, low, high: v * high + (1 - v) * low,
-        "Interpolate the logarithms": lambda v, low, high: (
-            (v + 1) / 2 * high.exp() + (1 - v) / 2 * low.exp()
-        ).log(),
+    "best_variance": {
+        "no effect": lambda process, i, error: process.beta_tilde[i],
+        "standard deviation; return": lambda *args: lesson_2.best_variance(*args).sqrt(),
+        "the logarithm": lambda *args: lesson_2.best_variance(*args).log(),
+        "a part is missing": partial(best_variance, keep=False),
+        "which factor": partial(best_variance, power=0),
+        "by c^2": partial(best_variance, power=1),
+        "white noise of variance 1": lambda process, i, error: best_variance(
+            process, i, error, table=process.posterior_mean_coef2
+        ),
     },
     "loss_hybrid": {
         "VLB is missing": lambda *args: loss_hybrid(*args, weight=0),
-        "1000 times too little": lambda *args: loss_hybrid(*args, weight=0.001),
+        "1000 times too small": lambda *args: loss_hybrid(*args, weight=0.001),
         "factor 0.001": lambda *args: loss_hybrid(*args, weight=1000),
         "reaches eps_hat": lambda *args: loss_hybrid(*args, stop_eps=False),
         "v gets no gradient": lambda *args: loss_hybrid(*args, stop_v=True),
-        "squared_error + ": lambda *args: loss_hybrid(*args, weight=2),
+        "exceeds L_simple": lambda *args: loss_hybrid(*args, weight=2),
+        "outputs are swapped": lambda process, network, *args: lesson_2.loss_hybrid(
+            process, lambda x_t, t: network(x_t, t).flip(1), *args
+        ),
     },
     "respaced_betas": {
         "old betas": lambda alpha_bar, kept: betas[kept],
-        "A beta is 1 -": lambda alpha_bar, kept: 1 - (1 - betas[kept]) ** 2,
+        "wrong noise level": lambda alpha_bar, kept: 1 - (1 - betas[kept]) ** 2,
+        "whole noise so far": lambda alpha_bar, kept: 1 - alpha_bar[kept],
+        "before in `kept`": lambda alpha_bar, kept: 1 - alpha_bar[kept] / alpha_bar[(kept - 1).clamp(min=0)],
         "expected (4,)": lambda alpha_bar, kept: betas,
     },
     "ddim_step": {
@@ -309,28 +386,34 @@ WRONG_2 = {
         "each other's": lambda x, eps, a, s: (1 - a) ** 0.5 * x + a**0.5 * eps,
         "must be q_sample": lambda x, eps, a, s: x + (1 - a) ** 0.5 * eps,
         "no effect": lambda x, eps, a, s: a**0.5 * x + (1 - a) ** 0.5 * eps,
-        "add up": lambda x, eps, a, s: a**0.5 * x + (1 - a - s) ** 0.5 * eps,
+        "add up to": lambda x, eps, a, s: a**0.5 * x + (1 - a - s) ** 0.5 * eps,
     },
     "vlb_term": {
         "reversed": partial(vlb_term, reverse=True),
         "in nats": partial(vlb_term, per=1),
-        "sum over the pixels": partial(vlb_term, reduce=torch.sum),
+        "expected (3, 1, 4, 4)": lambda *args: vlb_term(*args).flatten(1).mean(1),
         "no KL term": partial(vlb_term, first=False),
         "in bits already": partial(vlb_term, first="bits"),
-        "At t = 3 the first image": lambda *args: 2 * vlb_term(*args),
-        "expected (3,)": lambda *args: vlb_term(*args).mean(),
-        "denoised_fn=None": partial(vlb_term, denoised_fn=clamp_x_0),
+        "At i = 3 the first pixel": lambda *args: 2 * vlb_term(*args),
+        "Pass log variances": partial(vlb_term, q_table=beta_tilde),
+        "taken as beta_t": partial(vlb_term, q_table=betas.log()),
+        "as in the sampler": partial(vlb_term, denoised_fn=None),
+    },
+    "family_sample": {
+        "Both bugs are left": partial(family_sample, index=True, room=False),
+        "One bug is left. Print": partial(family_sample, index=True),
+        "One bug is left. Samples": partial(family_sample, room=False),
     },
     "ddim": {
-        "Gradients are on": lambda network, process, x: network(x, torch.zeros(3)),
+        "Gradients are on": lambda process, network, x: network(x, torch.zeros(3)),
         "gets the index": partial(ddim, predict=lambda network, x, t: network(x, t)),
         "runs upwards": partial(ddim, order=iter),
         "not clipped": partial(ddim, clip=False),
         "compute it again": partial(ddim, again=False),
         "DDIM adds none": partial(ddim, noise=0.1),
         "alpha_bar_prev[i]": partial(ddim, of=alpha_bar),
-        "not [999": lambda network, process, x: ddim(network, process.respace([0, 2]), x),
-        "[:, :1]": torch.no_grad()(lambda network, process, x: network(x, torch.zeros(3)) + x[:, :, :3, :3]),
+        "not [999": lambda process, network, x: ddim(process.respace([0, 2]), network, x),
+        "[:, :1]": torch.no_grad()(lambda process, network, x: network(x, torch.zeros(3)) + x[:, :, :3, :3]),
     },
 }
 
@@ -344,14 +427,44 @@ def ada_gn(norm, h, emb, one=1, shifted=True, swap=False):
 
 
 def adm_block(
-    block, x, emb, both=True, early=True, use_emb=True, skip=True, activation=F.silu, emb_activation=F.silu
+    block,
+    x,
+    emb,
+    both=True,
+    early=True,
+    use_emb=True,
+    skip=True,
+    project=True,
+    activation=F.silu,
+    emb_activation=F.silu,
 ):
     resample = block.resample or nn.Identity()
     h = activation(block.norm_1(x))
     h = block.conv_1(resample(h)) if early else resample(block.conv_1(h))
     h = lesson_3.ada_gn(block.norm_2, h, block.emb(emb_activation(emb if use_emb else 0 * emb)))
     h = block.conv_2(F.silu(h))
-    return block.skip(resample(x) if both else x) + h if skip else h
+    x = resample(x) if both else x
+    return (block.skip(x) if project else x) + h if skip else h
+
+
+class ClassConditional(nn.Module):
+    """The right answer, and what typical wrong ones do differently."""
+
+    def __init__(self, unet, classes, width, table=nn.Embedding, seen=None, of=None, stored=True):
+        super().__init__()
+        self.table = table(classes, width)
+        self.seen, self.of = seen or (lambda t, y: y), of or (lambda unet, x, t, e: unet(x, t, embedding=e))
+        if stored:
+            self.unet = unet
+        self.hidden = [unet]
+
+    def forward(self, x_t, t, y):
+        return self.of(self.hidden[0], x_t, t, self.table(self.seen(t, y)))
+
+
+def log_density(x_t, data, a, root=torch.sqrt, sign=-1, factor=2, power=1, reduce=torch.sum, join=None):
+    squares = reduce((x_t[:, None] - root(a) * data).square(), (2, 3, 4))
+    return (join or (lambda e: e.logsumexp(1)))(sign * squares / (factor * (1 - a) ** power))
 
 
 def classifier_loss(
@@ -377,6 +490,8 @@ WRONG_3 = {
         "must be norm(h)": lambda norm, h, emb: ada_gn(nn.GroupNorm(8, 8), h, emb),
         "swapped": partial(ada_gn, swap=True),
         "shift is missing": partial(ada_gn, shifted=False),
+        "normalize first": lambda norm, h, emb: norm(ada_gn(nn.Identity(), h, emb)),
+        "before it": lambda norm, h, emb: norm(h * (1 + emb[:, :8, None, None])) + emb[:, 8:, None, None],
     },
     "adm_block": {
         "different sizes": partial(adm_block, both=False),
@@ -385,17 +500,42 @@ WRONG_3 = {
         "no activation": partial(adm_block, emb_activation=nn.Identity()),
         "skip connection": partial(adm_block, skip=False),
         "SiLU before each": partial(adm_block, activation=nn.Identity()),
+        "through block.skip": partial(adm_block, project=False),
     },
     "split_heads": {
         "plain reshape": lambda x, heads: x.reshape(len(x), heads, x.shape[1], -1),
         "every third": lambda x, heads: x.unflatten(2, (-1, heads)).permute(0, 3, 1, 2),
         "expected (2, 3, 5, 4)": lambda x, heads: x.unflatten(2, (heads, -1)),
     },
-    "score_from_noise": {
-        "sign is wrong": lambda eps, a: eps / (1 - a).sqrt(),
-        "Divide by": lambda eps, a: -eps * (1 - a).sqrt(),
-        "not by its variance": lambda eps, a: -eps / (1 - a),
-        "your formula gives": lambda eps, a: -2 * eps / (1 - a).sqrt(),
+    "class_conditional": {
+        "not learn the class": partial(ClassConditional, of=lambda unet, x, t, e: unet(x, t)),
+        "UNet was not called": partial(ClassConditional, of=lambda unet, x, t, e: x),
+        "t as they are": partial(ClassConditional, of=lambda unet, x, t, e: unet(x, 0 * t, embedding=e)),
+        "when only y changes": partial(ClassConditional, seen=lambda t, y: t),
+        "no parameter of shape": partial(
+            ClassConditional, table=lambda n, c: lambda y: y[:, None].float().expand(-1, c)
+        ),
+        "self.unet": partial(ClassConditional, stored=False),
+        "expected (4, 6)": partial(ClassConditional, table=lambda n, c: nn.Embedding(n, n)),
+        "No gradient": partial(ClassConditional, of=lambda unet, x, t, e: unet(x, t, embedding=e.detach())),
+        "reaches the rows": partial(ClassConditional, seen=lambda t, y: y // 2),
+    },
+    "log_density": {
+        "per data point": partial(log_density, join=lambda e: e),
+        "wrong dimension": partial(log_density, join=lambda e: e.logsumexp(0)),
+        "return its logarithm": partial(log_density, join=lambda e: e.logsumexp(1).exp()),
+        "must count less": partial(log_density, sign=1),
+        "near the data": partial(log_density, join=lambda e: -e.logsumexp(1)),
+        "data fade": partial(log_density, root=torch.ones_like),
+        "have the factor": partial(log_density, root=lambda a: a),
+        "not its root": partial(log_density, power=0.5),
+        "is missing": partial(log_density, factor=1),
+        "do not average": partial(log_density, reduce=torch.mean),
+        "nearest datum": partial(log_density, join=lambda e: e.amax(1)),
+        "densities first": partial(log_density, join=lambda e: e.sum(1)),
+        "must differ by": partial(log_density, factor=3),
+        "use logsumexp": partial(log_density, join=lambda e: e.exp().sum(1).log()),
+        "expected (6,)": partial(log_density, join=lambda e: e.logsumexp(1).sum()),
     },
     "guided_mean": {
         "on the step": lambda mean, variance, g, s: mean + s * g,
@@ -416,6 +556,8 @@ WRONG_3 = {
         "sign is wrong": lambda eps, g, a, s: eps + s * (1 - a).sqrt() * g,
         "by the factor": lambda eps, g, a, s: eps - s * g,
         "scale is missing": lambda eps, g, a, s: eps - (1 - a).sqrt() * g,
+        "you divide by it": lambda eps, g, a, s: eps - s * g / (1 - a).sqrt(),
+        "Turn it into a noise": lambda eps, g, a, s: s * g - eps / (1 - a).sqrt(),
         "the root of": lambda eps, g, a, s: eps - s * (1 - a) * g,
         "must be": lambda eps, g, a, s: eps - 2 * s * (1 - a).sqrt() * g,
     },
@@ -462,6 +604,53 @@ def plain_exponential(q, k, v):
     return weights / weights.sum(1, keepdim=True) @ v
 
 
+def encode_tokens(transformer, tokens, mask, select=None, pool=lambda states: states[:, -1]):
+    x, padding = transformer.token_embedding(tokens), transformer.padding_embedding
+    position, mask = transformer.positional_embedding, mask[..., None]
+    inputs = (select or (lambda *p: torch.where(p[3], p[0] + p[1], p[2])))(x, position, padding, mask)
+    states = transformer.transform(inputs)
+    return transformer.proj(pool(states)), states
+
+
+def text_attention(layer, x, states, cat=torch.cat, skip=True, put_together=lambda y: y.mT.flatten(1, 2)):
+    (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
+    attended = lesson_4.look_up(q, cat([text_k, k], 2), torch.cat([text_v, v], 2))
+    return layer.proj(put_together(attended)).view_as(x) + (x if skip else 0)
+
+
+def separate_attention(layer, x, states, text=1, image=1):
+    (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
+    attended = text * lesson_4.look_up(q, text_k, text_v) + image * lesson_4.look_up(q, k, v)
+    return x + layer.proj(attended.mT.flatten(1, 2)).view_as(x)
+
+
+def velocity_loss(
+    network,
+    process,
+    alpha_bar,
+    x_0,
+    tokens,
+    mask,
+    draw_t=lambda n: torch.randint(1000, (n,)),
+    target=None,
+    noisy=True,
+    channels=slice(3),
+    reduce=torch.mean,
+    text=lambda network, *args: network.encode_text(*args),
+    shift=0,
+):
+    t, noise = draw_t(len(x_0)), torch.randn_like(x_0)
+    x_t = process.q_sample(x_0, t, noise) if noisy else x_0
+    output = network(x_t, t, text=text(network, tokens, mask))[:, channels]
+    alpha_bar_t = alpha_bar[(t + shift) % 1000].view(-1, 1, 1, 1)
+    target = (target or lesson_4.velocity)(x_0, noise, alpha_bar_t)
+    return reduce((output - target.repeat(1, output.shape[1] // 3, 1, 1)).square())
+
+
+def without_gradient(network, *args):
+    return network.encode_text(*args).detach()
+
+
 def root_of(a):
     return a.sqrt(), (1 - a).sqrt()
 
@@ -470,6 +659,7 @@ WRONG_4 = {
     "merge": {
         "became": merge_again,
         "stayed as it is": lambda tokens, pair: tokens,
+        "never equals a tuple": lambda tokens, pair: list(tokens),
         "must not change the text": lambda tokens, pair: [t for t in tokens if t not in pair],
         "return a list": lambda tokens, pair: "".join(tokens),
         "has changed": lambda tokens, pair: tokens.append("x"),
@@ -483,24 +673,43 @@ WRONG_4 = {
         "inf or NaN": plain_exponential,
         "expected (4, 3)": lambda q, k, v: look_up(q, k, v).T,
         "differs from PyTorch": lambda q, k, v: look_up(-q, k, v),
+        "is right for q [Q, d]": lambda q, k, v: (q @ k.T / 4).softmax(-1) @ v,
+        "dim=-1 in softmax": lambda q, k, v: (q @ k.mT / 4).softmax(1) @ v,
     },
-    "embed_caption": {
-        "here the position is added": lambda x, place, pad, m: torch.where(m[..., None], x, pad) + place,
-        "inverted": lambda x, place, pad, m: torch.where(m[..., None], pad, x + place),
-        "mask[..., None]": lambda x, place, pad, m: torch.where(m, x + place, pad),
-        "must be the padding": lambda x, place, pad, m: torch.where(m[..., None], x + place, x),
-        "positional embedding is missing": lambda x, place, pad, m: torch.where(m[..., None], x, pad),
-        "token + position": lambda x, place, pad, m: torch.where(m[..., None], x - place, pad),
-    },
-    "add_text": {
-        "dimension 2": lambda k, v, text_k, text_v: (torch.cat([text_k[..., :5, :], k[..., :5, :]], 3),) * 2,
-        "text is missing": lambda k, v, text_k, text_v: (k, v),
-        "different orders": lambda k, v, text_k, text_v: (
-            torch.cat([text_k, k], 2),
-            torch.cat([v, text_v], 2),
+    "encode_tokens": {
+        "mask is not used": partial(encode_tokens, select=lambda x, pos, pad, mask: x + pos),
+        "inverted": partial(encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask, pad, x + pos)),
+        "added to the padding": partial(
+            encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask, x, pad) + pos
         ),
-        "text first": lambda k, v, text_k, text_v: (torch.cat([k, text_k], 2), torch.cat([v, text_v], 2)),
-        "two tensors": lambda k, v, text_k, text_v: torch.cat([text_k, k], 2),
+        "positions are missing": partial(
+            encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask, x, pad)
+        ),
+        "padding is zero": partial(
+            encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask, x + pos, 0.0)
+        ),
+        "token states differ": partial(
+            encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask, x - pos, pad)
+        ),
+        "use mask[..., None]": partial(
+            encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask[..., 0], x + pos, pad)
+        ),
+        "mean over all positions": partial(encode_tokens, pool=lambda states: states.mean(1)),
+        "first position": partial(encode_tokens, pool=lambda states: states[:, 0]),
+        "apply `proj`": partial(encode_tokens, pool=lambda states: states[:, -2]),
+        "Return two things": lambda *args: encode_tokens(*args)[1],
+        "expected (3, 5, 8)": lambda *args: encode_tokens(*args)[::-1],
+    },
+    "text_attention": {
+        "text is missing": partial(separate_attention, text=0),
+        "the text only": partial(separate_attention, image=0),
+        "two attentions": separate_attention,
+        "skip connection": partial(text_attention, skip=False),
+        "different orders": partial(text_attention, cat=lambda kv, dim: torch.cat(kv[::-1], dim)),
+        "add up to 1 over the 4": partial(separate_attention, text=0.5),
+        "heads put together": partial(text_attention, put_together=lambda y: y.mT.flatten(1, 2).flip(1)),
+        "use .mT": partial(text_attention, put_together=lambda y: y.flatten(1, 2)),
+        "expected (2, 8, 3, 3)": lambda *args: text_attention(*args).flatten(2),
     },
     "velocity": {
         "sign is wrong": lambda x_0, noise, a: root_of(a)[1] * x_0 - root_of(a)[0] * noise,
@@ -509,11 +718,32 @@ WRONG_4 = {
         "roots of": lambda x_0, noise, a: a * noise - (1 - a) * x_0,
         "derivative of x_t": lambda x_0, noise, a: noise - x_0,
     },
+    "x_0_from_velocity": {
+        "That is the noise": lambda x_t, v, a: root_of(a)[1] * x_t + root_of(a)[0] * v,
+        "sign of v": lambda x_t, v, a: root_of(a)[0] * x_t + root_of(a)[1] * v,
+        "each other's": lambda x_t, v, a: root_of(a)[1] * x_t - root_of(a)[0] * v,
+        "not the image": lambda x_t, v, a: (x_t - root_of(a)[1] * v) / root_of(a)[0],
+    },
     "noise_from_velocity": {
         "That is x_0": lambda x_t, v, a: root_of(a)[0] * x_t - root_of(a)[1] * v,
         "sign of v": lambda x_t, v, a: root_of(a)[1] * x_t - root_of(a)[0] * v,
         "each other's": lambda x_t, v, a: root_of(a)[0] * x_t + root_of(a)[1] * v,
         "not the noise": lambda x_t, v, a: v,
+    },
+    "velocity_loss": {
+        "caption is missing": lambda network, process, alpha_bar, x_0, tokens, mask: x_0.mean(),
+        "not called": lambda network, *args: network.encode_text(*args[-2:]).mean(),
+        "single number": partial(velocity_loss, reduce=lambda e: e.mean((1, 2, 3))),
+        "same t": partial(velocity_loss, draw_t=lambda n: torch.randint(1000, (1,)).expand(n)),
+        "from 0 to 999": partial(velocity_loss, draw_t=lambda n: torch.randint(100, (n,))),
+        "clean images": partial(velocity_loss, noisy=False),
+        "target is the noise": partial(velocity_loss, target=lambda x_0, noise, a: noise),
+        "target is the image": partial(velocity_loss, target=lambda x_0, noise, a: x_0),
+        "no gradient": torch.no_grad()(velocity_loss),
+        "for the variance": partial(velocity_loss, channels=slice(6)),
+        "same noise and the same t": partial(velocity_loss, shift=300),
+        "take the mean": partial(velocity_loss, reduce=torch.sum),
+        "reaches the text transformer": partial(velocity_loss, text=without_gradient),
     },
 }
 
@@ -540,22 +770,26 @@ def sigma_ratio(start, end):
     return sigma_of(end) / sigma_of(start)
 
 
-def step(x, x_0, start, end, ratio=sigma_ratio, factor=sigma_of, sign=1):
-    return ratio(start, end) * x + sign * factor(end) * (end.exp() - start.exp()) * x_0
+def step(x, x_0, start, end, ratio=sigma_ratio, factor=sigma_of, sign=1, weight=torch.exp):
+    return ratio(start, end) * x + sign * factor(end) * (weight(end) - weight(start)) * x_0
 
 
 def alpha_of(lambda_):
     return sigma_of(-lambda_)
 
 
-def solver(predict_x_0, x, lambdas, remember=True, twice=False, keep_middle=False):
+def lengths(h, i):
+    return h[i], h[i - 1]
+
+
+def solver(predict_x_0, x, lambdas, remember=True, twice=False, keep_middle=False, lengths=lengths):
     before = None
     for i in range(len(lambdas) - 1):
         x_0 = predict_x_0(x, i)
         if twice:
             predict_x_0(x, i)
         h = lambdas.diff()
-        middle = x_0 if before is None else lesson_5.x_0_in_the_middle(x_0, before, h[i], h[i - 1])
+        middle = x_0 if before is None else lesson_5.x_0_in_the_middle(x_0, before, *lengths(h, i))
         x = lesson_5.exponential_step(x, middle, lambdas[i], lambdas[i + 1])
         before = (middle if keep_middle else x_0) if remember else None
     return x
@@ -589,6 +823,7 @@ WRONG_5 = {
         "lacks its factor sigma_end / sigma_start": partial(step, ratio=lambda start, end: 1),
         "lacks its factor sigma_end.": partial(step, factor=lambda end: 1),
         "e^end - e^start": partial(step, sign=-1),
+        "e^lambda is missing": partial(step, weight=lambda lambda_: lambda_),
         "exchanged": partial(step, ratio=lambda start, end: alpha_of(end) / alpha_of(start), factor=alpha_of),
         "must become": lambda x, x_0, start, end: x_0,
     },
@@ -602,7 +837,10 @@ WRONG_5 = {
     "dpm_solver": {
         "80 times": partial(solver, twice=True),
         "step before it": partial(solver, remember=False),
-        "and should by 4": partial(solver, keep_middle=True),
+        "not its extrapolation": partial(solver, keep_middle=True),
+        "h and h_before are exchanged": partial(solver, lengths=lambda h, i: (h[i - 1], h[i])),
+        "equally long": partial(solver, lengths=lambda h, i: (h[i], h[i])),
+        "length 0.2, 0.8 and 0.2": partial(solver, lengths=lambda h, i: (h[i], h[0])),
         "once per step": lambda predict, x, lambdas: solver(predict, x, lambdas[:-1]),
         "is off by": lambda predict, x, lambdas: 2 * solver(predict, x, lambdas),
     },
@@ -633,32 +871,128 @@ def accumulate(network, loss_fn, batch, parts, zero=True, weigh=True, inside=Fal
         (loss / len(chunks) if weigh else loss).backward()
 
 
-def shift_ratio(alpha_bar, by):
-    ratio = alpha_bar / (1 - alpha_bar) / by
-    return ratio / (1 + ratio)
+def shift_schedule(alpha_bar, k, by=None, factor=lambda a, shifted: (a / shifted).sqrt()):
+    ratio = alpha_bar / (1 - alpha_bar) / (by or k**2)
+    return ratio / (1 + ratio), factor(alpha_bar, ratio / (1 + ratio))
+
+
+def text_to_image_loss(
+    model, x_0, tokens, mask, dropout, keep=None, t=None, noise=None, target=None, reduce=(1, 2, 3), text=None
+):
+    n, (network, process, _) = len(x_0), model
+    keep = torch.rand(n, 1) >= dropout if keep is None else keep(mask, dropout)
+    encoded = network.encode_text(tokens, mask & keep)
+    text = encoded if text is None else text
+    t = torch.randint(10, (n,)) if t is None else t(n)
+    noise = torch.randn_like(x_0) if noise is None else noise(x_0)
+    x_t = process.q_sample(x_0, t, noise)
+    v_hat = network.network(x_t, t, text=text)[:, :3]
+    a = process.alpha_bar[t].float().view(-1, 1, 1, 1)
+    v = a.sqrt() * noise - (1 - a).sqrt() * x_0
+    return (v_hat - (v if target is None else target(v, noise))).square().mean(reduce)
+
+
+def text_to_image_noise(model, x_0, tokens, mask, dropout):
+    network, process, _ = model
+    text = network.encode_text(tokens, mask & (torch.rand(len(mask), 1) >= dropout))
+    t, noise = torch.randint(10, (len(x_0),)), torch.randn_like(x_0)
+    eps_hat = network(process.q_sample(x_0, t, noise), t, text=text)[:, :3]
+    return (eps_hat - noise).square().mean((1, 2, 3))
+
+
+def text_to_image(
+    model, tokenizer, prompts, scale, steps, guide=None, start=torch.randn, kept=None, last=None, empty=""
+):
+    network, process, _ = model
+    cond = encode_prompts(network, tokenizer, prompts)
+    uncond = encode_prompts(network, tokenizer, [empty] * len(prompts))
+
+    def denoiser(x_t, t):
+        c, u = network(x_t, t, text=cond), network(x_t, t, text=uncond)
+        return u + scale * (c - u) if guide is None else guide(c, u, scale)
+
+    process = process.respace_evenly(steps) if kept is None else kept(process)
+    samples = [*dpmpp_2m_sample(process, denoiser, start(len(prompts), 3, 4, 4))]
+    return samples[-1].x_prev if last is None else last(samples)
+
+
+def drops_nothing_or_tokens(mask):
+    return mask.all() or (mask.any(1) != mask.all(1)).any()
+
+
+def fail_if(condition):
+    def test(part):
+        assert not condition(part)
+
+    return test
 
 
 WRONG_6 = {
-    "area_downsample": {
-        "three are lost": lambda x, size: x[:, :, :: x.shape[2] // size, :: x.shape[3] // size],
-        "the sum": lambda x, size: F.adaptive_avg_pool2d(x, size) * x[0, 0].numel() / size**2,
-        "the largest": lambda x, size: F.adaptive_max_pool2d(x, size),
-        "mixed up": lambda x, size: x.reshape(*x.shape[:2], -1, size, size).mean(2),
-        "divided by size": lambda x, size: F.avg_pool2d(x, size),
-        "means of 4x6 each": lambda x, size: F.avg_pool2d(x[..., :8], 8 // size),
+    "shift_schedule": {
+        "alpha_bar itself": lambda a, k: (a / k**2, a),
+        "the new ratio": lambda a, k: (a / (1 - a) / k**2, a),
+        "is multiplied": lambda a, k: shift_schedule(a, k, 1 / k**2),
+        "divided by k": lambda a, k: shift_schedule(a, k, k),
+        "their ratio is 4.000": lambda a, k: (a, a),
+        "two tensors": lambda a, k: shift_schedule(a, k)[0],
+        "Take the root": partial(shift_schedule, factor=lambda a, shifted: a / shifted),
+        "upside down": partial(shift_schedule, factor=lambda a, shifted: (shifted / a).sqrt()),
+        "shifted is right": partial(shift_schedule, factor=lambda a, shifted: 0 * a + 2),
     },
-    "shift_alpha_bar": {
-        "alpha_bar itself": lambda a, by: a / by,
-        "the new ratio": lambda a, by: a / (1 - a) / by,
-        "multiplied by 4": lambda a, by: shift_ratio(a, 1 / by),
-        "divided by 2": lambda a, by: shift_ratio(a, by**0.5),
-        "must become 0.25": lambda a, by: a,
+    "text_to_image_loss": {
+        "No caption": partial(text_to_image_loss, keep=lambda mask, p: mask),
+        "Single tokens": partial(text_to_image_loss, keep=lambda mask, p: torch.rand(mask.shape) >= p),
+        "of the captions are dropped": partial(
+            text_to_image_loss, keep=lambda mask, p: torch.rand(len(mask), 1) < p
+        ),
+        "encoded captions as text": partial(text_to_image_loss, text=torch.zeros(1)),
+        "one timestep for each": partial(text_to_image_loss, t=lambda n: torch.full((n,), 3)),
+        "only 0 to 8": partial(text_to_image_loss, t=lambda n: torch.randint(9, (n,))),
+        "the same noise": partial(text_to_image_loss, noise=lambda x: torch.randn(1, 3, 2, 2).expand_as(x)),
+        "q_sample": partial(text_to_image_loss, noise=torch.rand_like),
+        "predicted noise with noise": text_to_image_noise,
+        "compare it with the noise": partial(text_to_image_loss, target=lambda v, noise: noise),
+        "wrong sign": partial(text_to_image_loss, target=lambda v, noise: -v),
+        "one loss per image": partial(text_to_image_loss, reduce=(0, 1, 2, 3)),
+        "sum over the pixels": lambda *args: 12 * text_to_image_loss(*args),
+        "not the error": lambda *args: 2 * text_to_image_loss(*args),
     },
-    "patchify": {
-        "plain reshape": lambda x, k: x.reshape(len(x), -1, x.shape[2] // k, x.shape[3] // k),
-        "one 2x2 square": lambda x, k: F.pixel_unshuffle(x.flip(3), k),
-        "another order": lambda x, k: F.pixel_unshuffle(x, k)[:, [0, 2, 1, 3, *range(4, 12)]],
-        "expected (2, 12, 2, 3)": lambda x, k: F.pixel_unshuffle(x, k).transpose(2, 3),
+    "text_to_image": {
+        "white noise": partial(text_to_image, start=torch.zeros),
+        "the last of the process": partial(text_to_image, kept=lambda p: p.respace(range(5))),
+        "It visits 1000": partial(text_to_image, kept=lambda p: p),
+        "still contains noise": partial(text_to_image, last=lambda steps: steps[0].x_prev),
+        "without guidance": partial(text_to_image, guide=lambda c, u, s: c),
+        "the unconditional sample": partial(text_to_image, guide=lambda c, u, s: u),
+        "from the conditional prediction": partial(text_to_image, guide=lambda c, u, s: c + s * (c - u)),
+        "are exchanged": partial(text_to_image, guide=lambda c, u, s: u + s * (u - c) + c - u),
+        "must be eps_uncond": partial(text_to_image, empty="0"),
+        "expected (2, 3, 4, 4)": partial(text_to_image, last=lambda steps: steps[-1].x_prev[0]),
+    },
+    "test_range": {
+        "have no negative value": fail_if(lambda x: x.abs().max() > 1),
+        "images in [0, 255]": fail_if(lambda x: x.max() == 1 or 0 < x.min() < 1),
+        "mean 0": fail_if(lambda x: x.min() >= 0),
+        "from -0.8": fail_if(lambda x: x.min() != -1),
+        "Write assert": lambda x: bool(x.min() < 0),
+    },
+    "test_every_timestep": {
+        "never reach t = 999": fail_if(lambda draw_t: draw_t(100_000).min() != 0),
+        "never reach t = 0": fail_if(lambda draw_t: draw_t(100_000).max() != 999),
+        "not the right ones": fail_if(lambda draw_t: len(draw_t(100_000).unique()) != 1000),
+        "no t = 1000": fail_if(lambda draw_t: not set(range(1000)) <= set(draw_t(100_000).tolist())),
+        "by chance": fail_if(lambda draw_t: len(draw_t(1000).unique()) < 1000),
+    },
+    "test_captions_dropped": {
+        "never drops": fail_if(lambda drop: not drop(torch.ones(2000, 9) > 0).any()),
+        "single tokens": fail_if(lambda drop: drop(torch.ones(2000, 9) > 0).float().mean() > 0.9),
+        "allow for chance": fail_if(lambda drop: drop(torch.ones(10, 9) > 0).any(1).sum() != 8),
+        "drops all": fail_if(lambda drop: drops_nothing_or_tokens(drop(torch.ones(2000, 9) > 0))),
+    },
+    "test_finite": {
+        "NaN in a parameter": fail_if(lambda network: False),
+        "infinity": fail_if(lambda network: any(p.isnan().any() for p in network.parameters())),
+        "are finite": fail_if(lambda network: True),
     },
     "load_batch": {
         "convert('RGB')": lambda folder: load_batch(folder, mode=None),

@@ -13,13 +13,13 @@ from nbclient import NotebookClient
 from common.files import ROOT
 
 NOTEBOOKS = {
-    "lesson_01_ddpm/ddpm.ipynb": 9,
-    "lesson_02_improved_ddpm/improved_ddpm.ipynb": 8,
-    "lesson_03_adm/adm.ipynb": 8,
-    "lesson_04_text_conditioning/text_conditioning.ipynb": 6,
+    "lesson_01_ddpm/ddpm.ipynb": 10,
+    "lesson_02_improved_ddpm/improved_ddpm.ipynb": 9,
+    "lesson_03_adm/adm.ipynb": 9,
+    "lesson_04_text_conditioning/text_conditioning.ipynb": 8,
     "lesson_05_cfg/cfg.ipynb": 3,
     "lesson_05_cfg/fast_sampling.ipynb": 3,
-    "lesson_06_miniglide/miniglide.ipynb": 5,
+    "lesson_06_miniglide/miniglide.ipynb": 9,
     "lesson_06_miniglide/upsampling.ipynb": 1,
     "lesson_06_miniglide/editing.ipynb": 3,
     "lesson_06_miniglide/clip_guidance.ipynb": 1,
@@ -28,9 +28,9 @@ NOTEBOOKS = {
 
 
 def solution_of(name, cells):
-    """Return the first folded solution in these cells that defines a function of this name."""
+    """Return the first folded solution in these cells that defines a function or class of this name."""
     blocks = [block for cell in cells for block in re.findall(r"```python\n(.*?)```", cell.source, re.S)]
-    return next(block for block in blocks if f"def {name}(" in block)
+    return next(block for block in blocks if f"def {name}(" in block or f"class {name}(" in block)
 
 
 def paste_solutions(notebook):

@@ -18,6 +18,7 @@ from common.results.table import ResultsTable
 from common.sampling import sample_batches
 from common.training.config import DigitsConfig, TrainConfig
 from common.training.train import Network
+from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_02_improved_ddpm.model import make_diffusion
 from lesson_04_text_conditioning.captioned_mnist import TokenizedDigits, train_tokenizer, validation_batch
 from lesson_04_text_conditioning.model import IMAGE_SHAPE, LR_SCALES, build_model
@@ -96,13 +97,17 @@ def sample_prompts(
     sampler: Sampler,
     steps: int,
     config: ExperimentConfig,
+    process: GaussianDiffusion | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Draw one sample per prompt, with the experiment's seed and on its device."""
+    """Draw one sample per prompt, with the experiment's seed and on its device.
+
+    process: what the sampler visits; by default `steps` evenly spaced timesteps.
+    """
 
     def make_denoiser(indices: Tensor) -> Denoiser:
         return denoiser_for(network, tokenizer, [prompts[i] for i in indices.tolist()])
 
-    bound_sampler = partial(sampler, make_diffusion().respace_evenly(steps))
+    bound_sampler = partial(sampler, process or make_diffusion().respace_evenly(steps))
     return sample_batches(
         bound_sampler, make_denoiser, IMAGE_SHAPE, len(prompts), seed=config.seed, device=config.device
     )
