@@ -1,4 +1,7 @@
-"""What checks the reader's functions of miniglide.ipynb, against independent values."""
+"""What checks the reader's functions of miniglide.ipynb, against independent values.
+
+The checks of exercises 6.3, 6.4 and 6.6 are in training/checks.py.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,78 +9,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from common.exercises import WrongAnswer, allclose, expect_shape, numbered
-
-
-@numbered("6.2")
-def area_downsample(answer: Callable) -> None:
-    """Compare with average pooling, also of areas that are not square."""
-    torch.manual_seed(0)
-    images = torch.randn(2, 3, 8, 8)
-    result = answer(images, 4)
-    if isinstance(result, Tensor) and result.shape == (2, 3, 2, 2):
-        raise WrongAnswer(
-            "Its sides are divided by size. size is the number of pixels per side of the result."
-        )
-    expect_shape(result, (2, 3, 4, 4))
-    if allclose(result, images[:, :, ::2, ::2]):
-        raise WrongAnswer("One pixel of each 2x2 is kept, and three are lost. Take the mean of all four.")
-    if allclose(result, F.avg_pool2d(images, 2) * 4):
-        raise WrongAnswer("That is the sum of the four pixels. Take the mean.")
-    if allclose(result, F.max_pool2d(images, 2)):
-        raise WrongAnswer("That is the largest of the four pixels. Take the mean.")
-    if not allclose(result, F.avg_pool2d(images, 2)):
-        raise WrongAnswer(
-            "The pixels are mixed up: each result is the mean of a square of neighboring pixels."
-        )
-    wide = torch.randn(2, 3, 8, 12)
-    for size, area in ((2, (4, 6)), (4, (2, 3))):
-        result = answer(wide, size)
-        expect_shape(result, (2, 3, size, size))
-        if not allclose(result, F.avg_pool2d(wide, area)):
-            raise WrongAnswer(
-                f"Of 8x12 pixels, size = {size} must take the means of {area[0]}x{area[1]} each."
-            )
-
-
-@numbered("6.3")
-def shift_alpha_bar(answer: Callable) -> None:
-    """The ratio of signal and noise must be divided, and both must still add up to 1."""
-    alpha_bar = torch.tensor([0.999, 0.7, 0.5, 0.2, 0.001], dtype=torch.float64)
-    result = answer(alpha_bar, 4.0)
-    expect_shape(result, (5,))
-    if allclose(result, alpha_bar / 4):
-        raise WrongAnswer("alpha_bar itself is divided. Divide the ratio alpha_bar / (1 - alpha_bar).")
-    wanted, found = alpha_bar / (1 - alpha_bar) / 4, result / (1 - result)
-    if allclose(result, wanted):
-        raise WrongAnswer("That is the new ratio. Solve ratio = alpha_bar / (1 - alpha_bar) for alpha_bar.")
-    if allclose(found, 16 * wanted):
-        raise WrongAnswer("The ratio is multiplied by 4. Larger images need more noise, so divide it.")
-    if allclose(found, 2 * wanted):
-        raise WrongAnswer("The ratio is divided by 2. It is a ratio of variances, so the factor is 4.")
-    if not torch.allclose(found, wanted, rtol=1e-6):
-        raise WrongAnswer(f"For alpha_bar = 0.5 the ratio must become 0.25; yours becomes {found[2]:.3f}.")
-
-
-@numbered("6.4")
-def patchify(answer: Callable) -> None:
-    """Compare with PyTorch's pixel_unshuffle."""
-    images = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
-    result = answer(images, 2)
-    expect_shape(result, (2, 12, 2, 3))
-    wanted = F.pixel_unshuffle(images, 2)
-    if torch.equal(result, images.reshape(2, 12, 2, 3)):
-        raise WrongAnswer("A plain reshape puts distant pixels into one patch. Split both sides first.")
-    if not torch.equal(result.sort(1).values, wanted.sort(1).values):
-        raise WrongAnswer("A position must hold the pixels of one 2x2 square, of all three channels.")
-    if not torch.equal(result, wanted):
-        raise WrongAnswer(
-            "The right pixels, but in another order than pixel_unshuffle's: channel, then row, then column."
-        )
+from lesson_06_miniglide.training.checks import test_captions_dropped as test_captions_dropped
+from lesson_06_miniglide.training.checks import test_every_timestep as test_every_timestep
+from lesson_06_miniglide.training.checks import test_finite as test_finite
+from lesson_06_miniglide.training.checks import test_range as test_range
+from lesson_06_miniglide.training.checks import text_to_image as text_to_image
+from lesson_06_miniglide.training.checks import text_to_image_loss as text_to_image_loss
 
 
 def save_examples(folder: Path) -> None:
@@ -135,6 +76,40 @@ def load_batch(answer: Callable) -> None:
         raise WrongAnswer(
             "The gray image or the CMYK image has wrong values. Is convert('RGB') the first step?"
         )
+
+
+@numbered("6.2")
+def shift_schedule(answer: Callable) -> None:
+    """The ratio of signal and noise must be divided by k squared, and the factor must fit to it."""
+    alpha_bar = torch.tensor([0.999, 0.7, 0.5, 0.2, 0.001], dtype=torch.float64)
+    snr = alpha_bar / (1 - alpha_bar)
+    for k in (2, 4):
+        result = answer(alpha_bar, k)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise WrongAnswer("Return two tensors: the shifted alpha_bar and the factor.")
+        shifted, factor = result
+        expect_shape(shifted, (5,))
+        found = shifted / (1 - shifted)
+        if allclose(shifted, alpha_bar / k**2):
+            raise WrongAnswer("alpha_bar itself is divided. Divide alpha_bar / (1 - alpha_bar), and solve.")
+        if allclose(shifted, snr / k**2):
+            raise WrongAnswer("That is the new ratio. Solve it for alpha_bar.")
+        if allclose(found, k**2 * snr):
+            raise WrongAnswer("The ratio is multiplied. Means contain less noise, so x_t needs more.")
+        if allclose(found, snr / k):
+            raise WrongAnswer("The ratio of variances is divided by k. What is the variance of k x k means?")
+        if not torch.allclose(found, snr / k**2, rtol=1e-6):
+            raise WrongAnswer(
+                f"For k = {k} and alpha_bar = 0.5, image and noise must be equally strong in the k x k "
+                f"means. With your {shifted[2]:.3f} their ratio is {k**2 * found[2]:.3f}."
+            )
+        wanted = (alpha_bar / shifted).sqrt()
+        if allclose(torch.as_tensor(factor), wanted**2):
+            raise WrongAnswer("x_0 is multiplied by the root of alpha_bar. Take the root of your factor.")
+        if allclose(torch.as_tensor(factor), 1 / wanted):
+            raise WrongAnswer("The factor is upside down: the means contain x_0 at sqrt(shifted).")
+        if not allclose(torch.as_tensor(factor), wanted):
+            raise WrongAnswer("shifted is right. The factor must turn its root into that of alpha_bar.")
 
 
 class Line(nn.Module):

@@ -1,5 +1,6 @@
 """Lesson 6, measured: python lesson_06_miniglide/experiments.py NAME
 
+    guidance_scales  the pretrained network of shapes at several guidance scales
     errata         the original's mistakes that can be trained, each next to the correct version, on shapes
     upsampling     16 to 64 pixels, trained with and without noise conditioning: on real images and on samples
     inpainting     a network trained to inpaint, and RePaint, on the same masked regions
@@ -30,6 +31,7 @@ class Config(ExperimentConfig):
 
 EXPERIMENTS = by_name(
     (
+        shapes_study.guidance_scales,
         shapes_study.errata,
         editing_study.upsampling,
         editing_study.inpainting,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,24 +10,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-
-def area_downsample(images: Tensor, size: int) -> Tensor:
-    """Exercise 6.2: return images [N, C, size, size] of the means of the pixels that each pixel covers."""
-    n, c, h, w = images.shape
-    return images.view(n, c, size, h // size, size, w // size).mean((3, 5))
-
-
-def shift_alpha_bar(alpha_bar: Tensor, divide_snr_by: float) -> Tensor:
-    """Exercise 6.3: return the alpha_bar whose signal-to-noise ratio is divided by a number."""
-    snr = alpha_bar / (1 - alpha_bar) / divide_snr_by
-    return snr / (1 + snr)
+from common.sampling import last_sample
+from lesson_04_text_conditioning.model import encode_prompts
+from lesson_05_cfg.dpm_solver import dpmpp_2m_sample
+from lesson_06_miniglide.networks.upsampler import area_downsample
 
 
-def patchify(images: Tensor, size: int) -> Tensor:
-    """Exercise 6.4: return images [N, C, H, W] as [N, C size^2, H / size, W / size]."""
-    n, c, h, w = images.shape
-    x = images.view(n, c, h // size, size, w // size, size)
-    return x.permute(0, 1, 3, 5, 2, 4).reshape(n, c * size**2, h // size, w // size)
+def shift_schedule(alpha_bar: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Exercise 6.2: return the schedule for images k times as large, and the factor for their k x k means."""
+    snr = alpha_bar / (1 - alpha_bar) / k**2
+    shifted = snr / (1 + snr)
+    return shifted, (alpha_bar / shifted).sqrt()
 
 
 def load_batch(folder: Path) -> tuple[Tensor, list[str]]:
@@ -39,6 +33,35 @@ def load_batch(folder: Path) -> tuple[Tensor, list[str]]:
     return torch.stack(images), captions
 
 
+def text_to_image_loss(model: Any, x_0: Tensor, tokens: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """Exercise 6.3: return the loss of each image [N]: the error of the velocity, with dropped captions."""
+    network, process = model.network, model.process
+    n = len(x_0)
+    keep = torch.rand(n) >= dropout
+    text = network.encode_text(tokens, mask & keep[:, None])
+    t, noise = torch.randint(process.num_timesteps, (n,)), torch.randn_like(x_0)
+    x_t = process.q_sample(x_0, t, noise)
+    v_hat = network.network(x_t, t, text=text)[:, :3]
+    alpha_bar_t = process.alpha_bar[t].float()[:, None, None, None]
+    v = alpha_bar_t.sqrt() * noise - (1 - alpha_bar_t).sqrt() * x_0
+    return (v_hat - v).square().mean((1, 2, 3))
+
+
+@torch.no_grad()
+def text_to_image(model: Any, tokenizer: Any, prompts: Sequence[str], scale: float, steps: int) -> Tensor:
+    """Exercise 6.4: return one guided sample per prompt."""
+    network, n = model.network, len(prompts)
+    cond = encode_prompts(network, tokenizer, prompts)
+    uncond = encode_prompts(network, tokenizer, [""] * n)
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        eps_cond, eps_uncond = network(x_t, t, text=cond)[:, :3], network(x_t, t, text=uncond)[:, :3]
+        return eps_uncond + scale * (eps_cond - eps_uncond)
+
+    x_T = torch.randn(n, *network.image_shape)
+    return last_sample(dpmpp_2m_sample(model.process.respace_evenly(steps), denoiser, x_T))
+
+
 def accumulate_gradients(
     network: nn.Module, loss_fn: Callable[..., Tensor], batch: Sequence[Tensor], parts: int
 ) -> None:
@@ -48,6 +71,28 @@ def accumulate_gradients(
     for micro_batch in zip(*(x.chunk(parts) for x in batch)):
         loss = loss_fn(network, *micro_batch)  # [n of the micro-batch]
         (loss.sum() / n).backward()
+
+
+def test_range(x_0: Tensor) -> None:
+    """Exercise 6.6: fail unless images are scaled to [-1, 1], and not to [0, 1] or [0, 255]."""
+    assert x_0.min() < 0 and x_0.abs().max() <= 1
+
+
+def test_every_timestep(draw_t: Callable[[int], Tensor]) -> None:
+    """Exercise 6.6: fail unless each of the timesteps 0 to 999 is drawn, and no other."""
+    assert draw_t(100_000).unique().tolist() == list(range(1000))
+
+
+def test_captions_dropped(drop: Callable[[Tensor], Tensor]) -> None:
+    """Exercise 6.6: fail unless each caption loses all of its tokens with a probability of 20 %."""
+    mask = torch.ones(2000, 24, dtype=torch.bool)
+    dropped = ~drop(mask).any(1)
+    assert 0.15 < dropped.float().mean() < 0.25
+
+
+def test_finite(network: nn.Module) -> None:
+    """Exercise 6.6: fail if any parameter is NaN or infinite."""
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
 def low_res_input(image: Tensor, alpha_bar: float, noise: Tensor) -> Tensor:

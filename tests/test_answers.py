@@ -475,9 +475,11 @@ def classifier_loss(
     return of(classifier(x_t, (t + shift) % 1000), label)
 
 
-def log_p_gradient(classifier, x_t, t, y, log_p=lambda logits: logits.log_softmax(1)):
+def log_p_gradient(
+    classifier, x_t, t, y, log_p=lambda logits: logits.log_softmax(1), start=lambda x: x.detach()
+):
     with torch.enable_grad():
-        x_t = x_t.detach().requires_grad_(True)
+        x_t = start(x_t).requires_grad_(True)
         of_y = log_p(classifier(x_t, t)).gather(1, y[:, None])
         return torch.autograd.grad(of_y.sum(), x_t)[0]
 
@@ -550,6 +552,9 @@ WRONG_3 = {
         "sign is wrong": lambda *args: -log_p_gradient(*args),
         "size of the batch": lambda *args: log_p_gradient(*args) / 5,
         "enable_grad": lambda classifier, x, t, y: torch.autograd.grad(classifier(x, t).sum(), x)[0],
+        "x_t.detach()": lambda *args: log_p_gradient(*args, start=lambda x: x),
+        "must get t": lambda classifier, x, t, y: log_p_gradient(classifier, x, 0 * t, y),
+        "as your function gets them": lambda classifier, x, t, y: log_p_gradient(classifier, x, t[0], y),
         "the class y": lambda c, x, t, y: log_p_gradient(c, x, t, 0 * y),
     },
     "guided_noise": {
