@@ -22,7 +22,11 @@ def low_res_input(answer: Callable) -> None:
     clean = answer(image, 1.0, noise)
     expect_shape(clean, (2, 3, 16, 16))
     if allclose(clean, image[:, :, ::4, ::4]):
-        raise WrongAnswer("One pixel of each 4x4 is kept, and fifteen are lost. Take their mean.")
+        raise WrongAnswer(
+            "One pixel of each 4x4 is kept, and fifteen are lost. Take the mean of all sixteen."
+        )
+    if allclose(clean, noise):
+        raise WrongAnswer("With alpha_bar = 1 only the noise is left. Exchange the two factors.")
     if not allclose(clean, small):
         raise WrongAnswer("Without noise (alpha_bar = 1) each pixel must be the mean of 4x4 pixels.")
     result = answer(image, 0.3, noise)
@@ -55,6 +59,8 @@ def put_known(answer: Callable) -> None:
         raise WrongAnswer("The known pixels have no noise. The network expects an image of one noise level.")
     if allclose(left, (image + 0.6**0.5 * noise)[..., :4]):
         raise WrongAnswer("The known image has its full strength. In x_t its factor is sqrt(alpha_bar).")
+    if allclose(left, (0.4 * image + 0.6 * noise)[..., :4]):
+        raise WrongAnswer("The factors are the square roots of alpha_bar and 1 - alpha_bar.")
     if not allclose(left, wanted[..., :4]):
         raise WrongAnswer("The known pixels need the factors of x_t, at this alpha_bar.")
 
@@ -83,7 +89,9 @@ def repaint_step(answer: Callable) -> None:
     if order == ["reverse", "known", "forward"]:
         raise WrongAnswer("The last repetition must end at x_{t-1}: no forward step after it.")
     if order != ["reverse", "known"]:
-        raise WrongAnswer(f"One repetition called {', '.join(order)}; it is a reverse step, then put_known.")
+        raise WrongAnswer(
+            f"One repetition called {', '.join(order) or 'nothing'}; it is a reverse step, then put_known."
+        )
     result, order = run(3)
     wanted = ["reverse", "known", "forward"] * 2 + ["reverse", "known"]
     if order != wanted:

@@ -40,8 +40,8 @@ def flow_loss(answer: Callable) -> None:
             x_0 - noise,
             "Your target points from the noise to the image. As tau grows, x_tau moves to the noise.",
         ),
-        (noise, "Your target is the noise. The target is the velocity of x_tau along the line."),
-        (x_0, "Your target is the image. The target is the velocity of x_tau along the line."),
+        (noise, "Your target is the noise. The target is the derivative of x_tau with respect to tau."),
+        (x_0, "Your target is the image. The target is the derivative of x_tau with respect to tau."),
     ):
         if allclose(result, (0.5 - target).square().mean((1, 2, 3))):
             raise WrongAnswer(message)
@@ -88,13 +88,9 @@ def flow_from_diffusion(answer: Callable) -> None:
             raise WrongAnswer("Return three values: tau, x_tau and the velocity.")
         tau, x_tau, velocity = result
         if abs(float(tau) - (1 - alpha_bar)) < 1e-4:
-            raise WrongAnswer(
-                "You take tau = 1 - alpha_bar. The ratio of noise to image must agree: tau / (1 - tau)."
-            )
+            raise WrongAnswer("You take tau = 1 - alpha_bar. Solve tau / (1 - tau) = sigma / alpha for tau.")
         if abs(float(tau) - sigma) < 1e-4:
-            raise WrongAnswer(
-                "You take tau = sigma. The ratio of noise to image must agree: tau / (1 - tau)."
-            )
+            raise WrongAnswer("You take tau = sigma. Solve tau / (1 - tau) = sigma / alpha for tau.")
         if abs(float(tau) - sigma / (alpha + sigma)) > 1e-4:
             raise WrongAnswer("tau must solve tau / (1 - tau) = sigma / alpha.")
         if allclose(x_tau, alpha * x_0 + sigma * noise):
