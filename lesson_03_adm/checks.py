@@ -129,35 +129,45 @@ def guided_mean(answer: Callable) -> None:
 
 @numbered("3.7")
 def log_p_gradient(answer: Callable) -> None:
-    """A linear classifier, whose gradient is known; called as a sampler does, without gradients."""
+    """A classifier linear in x, whose gradient is known; called as a sampler does, without gradients."""
     torch.manual_seed(0)
     weight, x_t, y = torch.randn(3, 4), torch.randn(5, 1, 2, 2), torch.tensor([0, 1, 2, 1, 0])
+    t = torch.tensor([999, 0, 250, 500, 750])
 
     def classifier(x: Tensor, t: Tensor) -> Tensor:
-        return x.flatten(1) @ weight.T
+        if x.shape[1:] != (1, 2, 2) or t.shape != x.shape[:1]:
+            raise WrongAnswer("The classifier takes x_t [N, C, H, W] and t [N], as your function gets them.")
+        return x.flatten(1) @ weight.T * (1 + t[:, None] / 500)
 
-    p = classifier(x_t, y).softmax(1)
-    wanted = (weight[y] - p @ weight).view_as(x_t)
+    def gradient(t: Tensor) -> Tensor:
+        p = classifier(x_t, t).softmax(1)
+        return ((weight[y] - p @ weight) * (1 + t[:, None] / 500)).view_as(x_t)
+
+    p, wanted = classifier(x_t, t).softmax(1), gradient(t)
     with torch.no_grad():
         try:
-            result = answer(classifier, x_t, torch.zeros(5, dtype=torch.int64), y)
+            result = answer(classifier, x_t, t, y)
         except RuntimeError as error:
             if "does not require grad" in str(error):
                 raise WrongAnswer(
                     "Samplers run without gradients: use torch.enable_grad(), and requires_grad_ on x_t."
                 ) from error
             raise
+    if x_t.requires_grad:
+        raise WrongAnswer("Your function changed the sampler's own x_t: start from x_t.detach().")
     expect_shape(result, tuple(x_t.shape))
+    if any(allclose(result, gradient(torch.full_like(t, i))) for i in (0, 1)):
+        raise WrongAnswer("The classifier must get t: it has to know how noisy x_t is.")
     if allclose(result, wanted * p.gather(1, y[:, None])[:, :, None, None]):
         raise WrongAnswer("That is the gradient of p(y | x_t). Take the logarithm: log_softmax.")
-    if allclose(result, weight[y].view_as(x_t)):
+    if allclose(result, (weight[y] * (1 + t[:, None] / 500)).view_as(x_t)):
         raise WrongAnswer("That is the gradient of a logit. The softmax is missing: log_softmax.")
     if allclose(result, -wanted):
         raise WrongAnswer("The sign is wrong: that is the gradient of the cross entropy.")
     if allclose(result * 5, wanted) or allclose(-result * 5, wanted):
         raise WrongAnswer("It is too small by the size of the batch: take the sum over images, not the mean.")
     if not allclose(result, wanted):
-        raise WrongAnswer("For a linear classifier the gradient is wrong. Is it log p of the class y?")
+        raise WrongAnswer("For a classifier linear in x the gradient is wrong. Is it log p of the class y?")
 
 
 @numbered("3.10")
