@@ -42,7 +42,9 @@ from lesson_04_text_conditioning.studies.captioned_digits import (
 )
 from lesson_05_cfg.dpm_solver import SAMPLERS, dpmpp_2m_sample
 from lesson_05_cfg.guidance import drop_captions, dynamic_threshold, prompt_denoiser
-from lesson_05_cfg.guided_study import (
+from lesson_05_cfg.mistakes import against_nothing, drop_whole_batches, variance_guided_too
+from lesson_05_cfg.pipeline import LESSON
+from lesson_05_cfg.studies.guided_digits import (
     at_scale,
     loss_with,
     measure,
@@ -50,8 +52,6 @@ from lesson_05_cfg.guided_study import (
     pretrained_network,
     sample,
 )
-from lesson_05_cfg.mistakes import against_nothing, drop_whole_batches, variance_guided_too
-from lesson_05_cfg.pipeline import LESSON
 from lesson_05_cfg.timesteps import sample_noisy_timesteps
 
 SCALES = (0, 1, 1.5, 2, 3, 4, 7, 10, 20)
