@@ -77,7 +77,9 @@ def built(tmp_path_factory):
 
 
 def pages_of(folder):
-    pages = [p for p in folder.rglob("*.html") if not {"_static", "explorer"} & set(p.parts)]
+    pages = [
+        p for p in folder.rglob("*.html") if p.relative_to(folder).parts[0] not in ("_static", "explorer")
+    ]
     return sorted(p for p in pages if p.name not in ("genindex.html", "search.html"))
 
 
