@@ -5,9 +5,10 @@
 The result is the reader's function if it is right, and the reference while it is blank or wrong.
 """
 
+import contextlib
 import dis
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,17 @@ class WrongAnswer(Exception):
 
 
 Check = Callable[[Callable], None]  # raises WrongAnswer
+
+
+@contextlib.contextmanager
+def explaining(fragment: str, message: str) -> Iterator[None]:
+    """Turn a RuntimeError whose text contains `fragment` into a WrongAnswer with this message."""
+    try:
+        yield
+    except RuntimeError as error:
+        if fragment in str(error):
+            raise WrongAnswer(message) from error
+        raise
 
 
 def numbered(number: str) -> Callable[[Check], Check]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from common.exercises import WrongAnswer, allclose, expect_shape, numbered
+from common.exercises import WrongAnswer, allclose, expect_shape, explaining, numbered
 from lesson_01_ddpm.sampling_checks import (
     DIFFUSION,
     TIMESTEPS,
@@ -42,15 +42,12 @@ __all__ = [
 def q_sample(answer: Callable) -> None:
     """Walk one pixel through the chain step by step ten thousand times; compare mean and spread."""
     x_0, noise = images(), white_noise()
-    try:
+    with explaining(
+        "must match the size",
+        "The shapes do not fit: table[t] has one number per image. per_image(table, t) has the "
+        "shape [N, 1, 1, 1], which broadcasts over the pixels.",
+    ):
         x_t = answer(x_0, TIMESTEPS, noise)
-    except RuntimeError as error:
-        if "must match the size" in str(error):
-            raise WrongAnswer(
-                "The shapes do not fit: table[t] has one number per image. per_image(table, t) has the "
-                "shape [N, 1, 1, 1], which broadcasts over the pixels."
-            ) from error
-        raise
     expect_shape(x_t, (4, 1, 8, 8))
     alpha_bar = DIFFUSION.alpha_bar
     if allclose(x_t, at(alpha_bar) * x_0 + at(1 - alpha_bar) * noise):
@@ -150,15 +147,12 @@ def residual_block(answer: Callable) -> None:
         first = block.conv_1(nn.functional.silu(block.norm_1(x)))
         without_silu = first + block.emb(emb)[:, :, None, None]
         at_the_end = block.skip(x) + block.conv_2(nn.functional.silu(block.norm_2(first))) + h - first
-        try:
+        with explaining(
+            "must match the size",
+            "Two shapes do not fit. block.emb(...) is [N, C_out]: it needs [:, :, None, None], and "
+            "it is added after conv_1. The input has to pass through block.skip.",
+        ):
             ours = answer(block, x, emb)
-        except RuntimeError as error:
-            if "must match the size" in str(error):
-                raise WrongAnswer(
-                    "Two shapes do not fit. block.emb(...) is [N, C_out]: it needs [:, :, None, None], and "
-                    "it is added after conv_1. The input has to pass through block.skip."
-                ) from error
-            raise
         expect_shape(ours, (2, 8, 8, 8))
         if allclose(ours, expected - block.skip(x)):
             raise WrongAnswer("The input is missing: add block.skip(x) at the end.")

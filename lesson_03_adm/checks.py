@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.exercises import WrongAnswer, allclose, expect_shape, numbered
+from common.exercises import WrongAnswer, allclose, expect_shape, explaining, numbered
 from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas
 from lesson_03_adm.unet_checks import ada_gn, adm_block, class_conditional, split_heads
 
@@ -144,15 +144,14 @@ def log_p_gradient(answer: Callable) -> None:
         return ((weight[y] - p @ weight) * (1 + t[:, None] / 500)).view_as(x_t)
 
     p, wanted = classifier(x_t, t).softmax(1), gradient(t)
-    with torch.no_grad():
-        try:
-            result = answer(classifier, x_t, t, y)
-        except RuntimeError as error:
-            if "does not require grad" in str(error):
-                raise WrongAnswer(
-                    "Samplers run without gradients: use torch.enable_grad(), and requires_grad_ on x_t."
-                ) from error
-            raise
+    with (
+        torch.no_grad(),
+        explaining(
+            "does not require grad",
+            "Samplers run without gradients: use torch.enable_grad(), and requires_grad_ on x_t.",
+        ),
+    ):
+        result = answer(classifier, x_t, t, y)
     if x_t.requires_grad:
         raise WrongAnswer("Your function changed the sampler's own x_t: start from x_t.detach().")
     expect_shape(result, tuple(x_t.shape))

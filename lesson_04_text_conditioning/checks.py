@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.exercises import WrongAnswer, allclose, expect_shape, numbered
+from common.exercises import WrongAnswer, allclose, expect_shape, explaining, numbered
 from lesson_03_adm.adm_unet import ADMConfig
 from lesson_04_text_conditioning.studies.velocity_checks import (
     noise_from_velocity,
@@ -108,14 +108,10 @@ def encode_tokens(answer: Callable) -> None:
     tokens, mask = torch.randint(11, (3, 5)), torch.arange(5) < torch.tensor([[2], [4], [0]])
     token, position = transformer.token_embedding(tokens), transformer.positional_embedding
     padding, has_token = transformer.padding_embedding, mask[..., None]
-    try:
+    with explaining(
+        "must match the size", "The mask is [N, L] and the embeddings are [N, L, width]: use mask[..., None]."
+    ):
         result = answer(transformer, tokens, mask)
-    except RuntimeError as error:
-        if "must match the size" not in str(error):
-            raise
-        raise WrongAnswer(
-            "The mask is [N, L] and the embeddings are [N, L, width]: use mask[..., None]."
-        ) from error
     if not isinstance(result, tuple) or len(result) != 2:
         raise WrongAnswer("Return two things: the pooled embedding and the token states.")
     pooled, states = result
@@ -157,12 +153,8 @@ def text_attention(answer: Callable) -> None:
     layer = TextAttention(8, ADMConfig(num_head_channels=4, num_groups=2), text_width=5).requires_grad_(False)
     nn.init.normal_(layer.proj.weight)
     x, states = torch.randn(2, 8, 3, 3), torch.randn(2, 4, 5)
-    try:
+    with explaining("channels", "`layer.proj` needs [N, channels, positions]: use .mT.flatten(1, 2)."):
         result = answer(layer, x, states)
-    except RuntimeError as error:
-        if "channels" not in str(error):
-            raise
-        raise WrongAnswer("`layer.proj` needs [N, channels, positions]: use .mT.flatten(1, 2).") from error
     expect_shape(result, (2, 8, 3, 3))
     (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
 

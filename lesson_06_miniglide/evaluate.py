@@ -186,10 +186,9 @@ def evaluate_kinds(
 
 def training_facts(pipe: Pipeline) -> dict[str, Any]:
     """Return how large a model is and how long it was trained, as its checkpoint says."""
-    metadata = getattr(pipe, "metadata", {})
-    if "step" not in metadata or not isinstance(pipe, MiniGlidePipeline):
+    if not isinstance(pipe, MiniGlidePipeline) or "step" not in pipe.metadata:
         return {}
-    settings = metadata["config"]
+    metadata, settings = pipe.metadata, pipe.metadata["config"]
     return {
         "parameter_count": sum(p.numel() for p in pipe.network.parameters()),
         "images_seen": metadata["step"] * settings["batch_size"] * settings["grad_accum"],

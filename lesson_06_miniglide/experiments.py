@@ -1,12 +1,12 @@
 """Lesson 6, measured: python lesson_06_miniglide/experiments.py NAME
 
     guidance_scales  the pretrained network of shapes at several guidance scales
-    errata         the original's mistakes that can be trained, each next to the correct version, on shapes
-    upsampling     16 to 64 pixels, trained with and without noise conditioning: on real images and on samples
-    inpainting     a network trained to inpaint, and RePaint, on the same masked regions
-    retrieval      how much noise CLIP can read through, on captioned digits; retrieval_of_shapes: on shapes
-    clip_guidance  CLIP's gradient next to classifier-free guidance, on digits; clip_guidance_of_shapes
-    flow_matching  flow matching next to diffusion, on digits, at 5 to 20 network evaluations
+    errata           the original's mistakes that can be trained, each next to the correct version, on shapes
+    upsampling       16 to 64 pixels, trained with and without noise conditioning, on real images and samples
+    inpainting       a network trained to inpaint, and RePaint, on the same masked regions
+    retrieval        how much noise CLIP can read through, on captioned digits; retrieval_of_shapes: on shapes
+    clip_guidance    CLIP's gradient next to classifier-free guidance, on digits; clip_guidance_of_shapes
+    flow_matching    flow matching next to diffusion, on digits, at 5 to 20 network evaluations
 
 Each writes results/NAME.json and NAME.png; interrupted, it goes on with the rows that are missing.
 """

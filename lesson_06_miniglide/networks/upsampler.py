@@ -1,8 +1,8 @@
 """The second half of a cascade: a network that draws a large image from a small one (Ho et al. 2022).
 
 When it is used, its input is not a downsampled photo but another network's sample, with faults that no photo
-has. In training the low-resolution image therefore gets noise, of a level that the network is told, so that
-it learns not to trust every detail: noise conditioning augmentation.
+has. So in training the low-resolution image gets noise, and the network also gets its level. It learns not to
+trust every detail. This is noise conditioning augmentation.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from lesson_01_ddpm.diffusion import GaussianDiffusion, gaussian_noise
 from lesson_01_ddpm.unet import time_mlp, timestep_embedding, zero_module
 from lesson_04_text_conditioning.text_transformer import TextEncoding
 
-FACTOR = 4  # by which an upsampler enlarges each side
+FACTOR = 4  # an upsampler makes each side this many times as long
 LOW_RES = 16  # pixels, of images of 64x64
 
 
@@ -89,7 +89,7 @@ def super_resolution_task(
 ) -> tuple[Tensor, dict[str, Any]]:
     """The upsampler's task: draw x_0, given its low-resolution version with noise.
 
-    Low noise levels are more frequent, because most is to be learned there.
+    Low noise levels are more frequent: at them the network has most to learn.
     """
     noise_level = (num_noise_levels(diffusion) * torch.rand(len(x_0)) ** 2).long()
     low_res = area_downsample(x_0, x_0.shape[-1] // FACTOR)
