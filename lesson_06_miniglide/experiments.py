@@ -1,6 +1,7 @@
 """Lesson 6, measured: python lesson_06_miniglide/experiments.py NAME
 
     guidance_scales  the pretrained network of shapes at several guidance scales
+    design           what the shifted noise schedule and the patches of 2x2 pixels are worth, on shapes
     errata           the original's mistakes that can be trained, each next to the correct version, on shapes
     upsampling       16 to 64 pixels, trained with and without noise conditioning, on real images and samples
     inpainting       a network trained to inpaint, and RePaint, on the same masked regions
@@ -32,6 +33,7 @@ class Config(ExperimentConfig):
 EXPERIMENTS = by_name(
     (
         shapes_study.guidance_scales,
+        shapes_study.design,
         shapes_study.errata,
         editing_study.upsampling,
         editing_study.inpainting,

@@ -1,6 +1,7 @@
 """What the studies on shapes share: their data, their metrics, and training a preset."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from common.results.experiments import ExperimentConfig, train_variant
 from lesson_05_cfg.guidance import Task, caption_loss, drop_captions
 from lesson_06_miniglide.image_data.captioned_images import NUM_SHAPES, CaptionedImages, make_shapes
 from lesson_06_miniglide.image_data.tokenizers import make_tokenizer
-from lesson_06_miniglide.model import build_model, with_overrides, without_variance
+from lesson_06_miniglide.model import build_network, make_diffusion, with_overrides, without_variance
 from lesson_06_miniglide.networks.inpainting import expand_input_conv
 from lesson_06_miniglide.networks.presets import LESSON, PRESETS
 from lesson_06_miniglide.pipeline import MiniGlidePipeline, UpsamplerPipeline
@@ -81,22 +82,26 @@ def train_preset(
     caption_dropout: float = 0.2,
     task: Task | None = None,
     init_from: MiniGlidePipeline | None = None,
+    steps: int | None = None,
+    **changes: Any,
 ) -> MiniGlidePipeline:
     """Train a preset's network on shapes with the preset's recipe, and return its pipeline.
 
     variant: the name of the training run. loss, task: instead of the preset's own; with another loss than the
     preset's L_hybrid the network learns no variance. init_from: a model to start from; input channels that it
-    does not have start at zero.
+    does not have start at zero. steps: instead of config.steps. changes: of the preset's other fields.
     """
-    preset = PRESETS[preset_name]
+    preset = replace(PRESETS[preset_name], **changes)
     hybrid, _ = preset.losses
     network_config = preset.network if loss in (None, hybrid) else without_variance(preset.network)
     text_config = with_overrides(preset.text, vocab_size=shapes.tokenizer.vocab_size)
     torch.manual_seed(config.seed)
-    network, diffusion, metadata = build_model(preset_name, network_config, text_config)
+    diffusion = make_diffusion(preset)
+    network = build_network(preset, network_config, text_config, diffusion.alpha_bar)
     if init_from:
         network.load_state_dict(expand_input_conv(init_from.network.state_dict(), network))
-    metadata = dict(metadata) | {"tokenizer": shapes.tokenizer.to_json(), "prompts": PROMPTS}
+    metadata: dict[str, Any] = {"network": asdict(network_config), "text": asdict(text_config)}
+    metadata |= {"tokenizer": shapes.tokenizer.to_json(), "prompts": PROMPTS}
     drop_fn = partial(drop_captions, probability=caption_dropout)
     network = train_variant(
         LESSON,
@@ -115,6 +120,7 @@ def train_preset(
         batch_size=BATCH_SIZE,
         caption_dropout=caption_dropout,
         checkpoint_every=500,
+        steps=steps or config.steps,
     )
     pipeline = UpsamplerPipeline if preset.upsample else MiniGlidePipeline
     return pipeline(Model(network, diffusion, metadata), shapes.tokenizer)
