@@ -22,9 +22,11 @@ def dpmpp_2m_sample(
     """Sample deterministically from x_T, white noise; yield one step per timestep.
 
     Within a step the predicted x_0 is held constant at its value in the middle of the step, extrapolated
-    linearly in lambda = log(alpha / sigma) from the predictions here and one step earlier. The first step has
-    no earlier prediction, and the last one ends at sigma = 0, infinitely far in lambda; both use x_0 as it is
-    predicted here. (`generator` is not used; samplers share one signature.)
+    linearly in lambda = log(alpha / sigma) from the predictions here and one step earlier. Three steps use x_0
+    as it is predicted here: the first, which has no earlier prediction; the last, which ends at sigma = 0,
+    infinitely far in lambda; and the one before it, which with timesteps even in t is several times as long
+    in lambda as its predecessor, too far to extrapolate (the `lower_order_final` of the authors' code).
+    (`generator` is not used; samplers share one signature.)
     """
     alpha, sigma = diffusion.alpha_bar.sqrt(), (1 - diffusion.alpha_bar).sqrt()
     lambda_ = (alpha / sigma).log()
@@ -37,7 +39,7 @@ def dpmpp_2m_sample(
         else:
             h = lambda_[i - 1] - lambda_[i]
             x_0_mid = x_0
-            if x_0_before is not None:
+            if x_0_before is not None and i > 1:
                 r = (lambda_[i] - lambda_[i + 1]) / h
                 x_0_mid = x_0 + (x_0 - x_0_before) / (2 * r.item())
             ratio, weight = sigma[i - 1] / sigma[i], -alpha[i - 1] * torch.expm1(-h)

@@ -60,7 +60,7 @@ ALL = [(lesson, name) for lesson in LESSONS for name in exercises(lesson)]
 
 
 def test_the_number_of_exercises():
-    assert [len(exercises(lesson)) for lesson in LESSONS] == [10, 9, 9, 8, 6, 9, 5, 3]
+    assert [len(exercises(lesson)) for lesson in LESSONS] == [10, 9, 9, 10, 6, 9, 5, 3]
 
 
 @pytest.mark.parametrize("lesson, name", ALL)
@@ -600,7 +600,7 @@ def merge_first(tokens, pair):
     return list(tokens) if i is None else [*tokens[:i], "".join(pair), *tokens[i + 2 :]]
 
 
-def look_up(q, k, v, scale=4, dim=1):
+def attention(q, k, v, scale=4, dim=1):
     return (q @ k.T / scale).softmax(dim) @ v
 
 
@@ -609,7 +609,39 @@ def plain_exponential(q, k, v):
     return weights / weights.sum(1, keepdim=True) @ v
 
 
-def encode_tokens(transformer, tokens, mask, select=None, pool=lambda states: states[:, -1]):
+def merge_past_the_end(tokens, pair):
+    return ["".join(pair) if (tokens[i], tokens[i + 1]) == pair else tokens[i] for i in range(len(tokens))]
+
+
+def transformer_block(
+    block,
+    x,
+    parts_first=False,
+    ln_1=None,
+    ln_2=None,
+    activation=F.gelu,
+    skip=(1, 1),
+    merged=lambda y: y.transpose(1, 2).flatten(2),
+):
+    qkv, split = block.qkv((ln_1 or block.ln_1)(x)), lesson_3.split_heads
+    if parts_first:
+        q, k, v = (split(part, block.num_heads) for part in qkv.chunk(3, -1))
+    else:
+        q, k, v = split(qkv, block.num_heads).chunk(3, -1)
+    x = skip[0] * x + block.proj(merged(lesson_4.attention(q, k, v)))
+    return skip[1] * x + block.fc_2(activation(block.fc_1((ln_2 or block.ln_2)(x))))
+
+
+def block_in_place(block, x):
+    x += transformer_block(block, x) - x
+    return x
+
+
+def parallel_block(block, x):
+    return transformer_block(block, x, skip=(1, 0)) * 0 + block.fc_2(F.gelu(block.fc_1(block.ln_2(x)))) + x
+
+
+def text_forward(transformer, tokens, mask, select=None, pool=lambda states: states[:, -1]):
     x, padding = transformer.token_embedding(tokens), transformer.padding_embedding
     position, mask = transformer.positional_embedding, mask[..., None]
     inputs = (select or (lambda *p: torch.where(p[3], p[0] + p[1], p[2])))(x, position, padding, mask)
@@ -619,20 +651,19 @@ def encode_tokens(transformer, tokens, mask, select=None, pool=lambda states: st
 
 def text_attention(layer, x, states, cat=torch.cat, skip=True, put_together=lambda y: y.mT.flatten(1, 2)):
     (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
-    attended = lesson_4.look_up(q, cat([text_k, k], 2), torch.cat([text_v, v], 2))
+    attended = lesson_4.attention(q, cat([text_k, k], 2), torch.cat([text_v, v], 2))
     return layer.proj(put_together(attended)).view_as(x) + (x if skip else 0)
 
 
 def separate_attention(layer, x, states, text=1, image=1):
     (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
-    attended = text * lesson_4.look_up(q, text_k, text_v) + image * lesson_4.look_up(q, k, v)
+    attended = text * lesson_4.attention(q, text_k, text_v) + image * lesson_4.attention(q, k, v)
     return x + layer.proj(attended.mT.flatten(1, 2)).view_as(x)
 
 
 def velocity_loss(
     network,
     process,
-    alpha_bar,
     x_0,
     tokens,
     mask,
@@ -643,17 +674,25 @@ def velocity_loss(
     reduce=torch.mean,
     text=lambda network, *args: network.encode_text(*args),
     shift=0,
+    shape=(-1, 1, 1, 1),
+    repeat=1,
 ):
     t, noise = draw_t(len(x_0)), torch.randn_like(x_0)
     x_t = process.q_sample(x_0, t, noise) if noisy else x_0
     output = network(x_t, t, text=text(network, tokens, mask))[:, channels]
-    alpha_bar_t = alpha_bar[(t + shift) % 1000].view(-1, 1, 1, 1)
+    alpha_bar_t = process.alpha_bar[(t + shift) % 1000].float().view(shape)
     target = (target or lesson_4.velocity)(x_0, noise, alpha_bar_t)
-    return reduce((output - target.repeat(1, output.shape[1] // 3, 1, 1)).square())
+    return reduce((output - (target if repeat == 1 else target.repeat(1, repeat, 1, 1))).square())
 
 
 def without_gradient(network, *args):
     return network.encode_text(*args).detach()
+
+
+def converted(wrapper, x_t, t, function=None, shape=(-1, 1, 1, 1), channels=3, **text):
+    output, alpha_bar_t = wrapper.network(x_t, t, **text), wrapper.alpha_bar[t].view(shape)
+    eps_hat = (function or lesson_4.noise_from_velocity)(x_t, output[:, :channels], alpha_bar_t)
+    return torch.cat([eps_hat, output[:, channels:]], 1)
 
 
 def root_of(a):
@@ -669,41 +708,59 @@ WRONG_4 = {
         "return a list": lambda tokens, pair: "".join(tokens),
         "has changed": lambda tokens, pair: tokens.append("x"),
         "wanted is": lambda tokens, pair: merge_first(tokens, pair),
+        "no neighbor on its right": merge_past_the_end,
     },
-    "look_up": {
-        "not divided by sqrt(d)": partial(look_up, scale=1),
-        "divided by d": partial(look_up, scale=16),
-        "over the queries": partial(look_up, dim=0),
+    "attention": {
+        "not divided": partial(attention, scale=1),
+        "divided by d": partial(attention, scale=16),
+        "number of keys": partial(attention, scale=6**0.5),
+        "over the queries": partial(attention, dim=0),
         "softmax is missing": lambda q, k, v: (q @ k.T / 4) @ v,
         "inf or NaN": plain_exponential,
-        "expected (4, 3)": lambda q, k, v: look_up(q, k, v).T,
-        "differs from PyTorch": lambda q, k, v: look_up(-q, k, v),
+        "expected (4, 3)": lambda q, k, v: attention(q, k, v).T,
+        "differs from PyTorch": lambda q, k, v: attention(-q, k, v),
         "is right for q [Q, d]": lambda q, k, v: (q @ k.T / 4).softmax(-1) @ v,
         "dim=-1 in softmax": lambda q, k, v: (q @ k.mT / 4).softmax(1) @ v,
     },
-    "encode_tokens": {
-        "mask is not used": partial(encode_tokens, select=lambda x, pos, pad, mask: x + pos),
-        "inverted": partial(encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask, pad, x + pos)),
+    "transformer_block": {
+        "before the heads": partial(transformer_block, parts_first=True),
+        "around the attention": partial(transformer_block, skip=(0, 1)),
+        "around the MLP": partial(transformer_block, skip=(1, 0)),
+        "`ln_1`": partial(transformer_block, ln_1=lambda x: x),
+        "`ln_2`": partial(transformer_block, ln_2=lambda x: x),
+        "no GELU": partial(transformer_block, activation=lambda x: x),
+        "has a ReLU": partial(transformer_block, activation=F.relu),
+        "mixed up": partial(transformer_block, merged=lambda y: y.reshape(3, 5, 8)),
+        "to [N, L, width]": partial(transformer_block, merged=lambda y: y.mT.flatten(1, 2).mT[:, :4]),
+        "works in place": block_in_place,
+        "first the attention": parallel_block,
+    },
+    "text_forward": {
+        "mask is not used": partial(text_forward, select=lambda x, pos, pad, mask: x + pos),
+        "inverted": partial(text_forward, select=lambda x, pos, pad, mask: torch.where(mask, pad, x + pos)),
         "added to the padding": partial(
-            encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask, x, pad) + pos
+            text_forward, select=lambda x, pos, pad, mask: torch.where(mask, x, pad) + pos
         ),
         "positions are missing": partial(
-            encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask, x, pad)
+            text_forward, select=lambda x, pos, pad, mask: torch.where(mask, x, pad)
         ),
         "padding is zero": partial(
-            encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask, x + pos, 0.0)
+            text_forward, select=lambda x, pos, pad, mask: torch.where(mask, x + pos, 0.0)
         ),
         "token states differ": partial(
-            encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask, x - pos, pad)
+            text_forward, select=lambda x, pos, pad, mask: torch.where(mask, x - pos, pad)
         ),
         "use mask[..., None]": partial(
-            encode_tokens, select=lambda x, pos, pad, mask: torch.where(mask[..., 0], x + pos, pad)
+            text_forward, select=lambda x, pos, pad, mask: torch.where(mask[..., 0], x + pos, pad)
         ),
-        "mean over all positions": partial(encode_tokens, pool=lambda states: states.mean(1)),
-        "first position": partial(encode_tokens, pool=lambda states: states[:, 0]),
-        "apply `proj`": partial(encode_tokens, pool=lambda states: states[:, -2]),
-        "Return two things": lambda *args: encode_tokens(*args)[1],
-        "expected (3, 5, 8)": lambda *args: encode_tokens(*args)[::-1],
+        "mean over all positions": partial(text_forward, pool=lambda states: states.mean(1)),
+        "first position": partial(text_forward, pool=lambda states: states[:, 0]),
+        "last token": lambda *args: text_forward(
+            *args, pool=lambda states: states[torch.arange(3), args[2].sum(1) - 1]
+        ),
+        "apply `proj`": partial(text_forward, pool=lambda states: states[:, -2]),
+        "Return two things": lambda *args: text_forward(*args)[1],
+        "expected (3, 5, 8)": lambda *args: text_forward(*args)[::-1],
     },
     "text_attention": {
         "text is missing": partial(separate_attention, text=0),
@@ -713,12 +770,17 @@ WRONG_4 = {
         "different orders": partial(text_attention, cat=lambda kv, dim: torch.cat(kv[::-1], dim)),
         "add up to 1 over the 4": partial(separate_attention, text=0.5),
         "heads put together": partial(text_attention, put_together=lambda y: y.mT.flatten(1, 2).flip(1)),
-        "use .mT": partial(text_attention, put_together=lambda y: y.flatten(1, 2)),
+        "(.mT)": partial(text_attention, put_together=lambda y: y.flatten(1, 2)),
+        "then flatten": partial(text_attention, put_together=lambda y: y.mT),
+        "which is 2": partial(text_attention, cat=lambda kv, dim: torch.cat(kv, 1)),
+        "shape of `features`": lambda layer, x, states: x + layer.proj(x.flatten(2)),
         "expected (2, 8, 3, 3)": lambda *args: text_attention(*args).flatten(2),
     },
     "velocity": {
         "sign is wrong": lambda x_0, noise, a: root_of(a)[1] * x_0 - root_of(a)[0] * noise,
+        "sign of x_0": lambda x_0, noise, a: root_of(a)[0] * noise + root_of(a)[1] * x_0,
         "each other's": lambda x_0, noise, a: root_of(a)[0] * x_0 - root_of(a)[1] * noise,
+        "becomes minus the sine": lambda x_0, noise, a: root_of(a)[1] * noise - root_of(a)[0] * x_0,
         "x_t itself": lambda x_0, noise, a: root_of(a)[0] * x_0 + root_of(a)[1] * noise,
         "roots of": lambda x_0, noise, a: a * noise - (1 - a) * x_0,
         "derivative of x_t": lambda x_0, noise, a: noise - x_0,
@@ -727,16 +789,27 @@ WRONG_4 = {
         "That is the noise": lambda x_t, v, a: root_of(a)[1] * x_t + root_of(a)[0] * v,
         "sign of v": lambda x_t, v, a: root_of(a)[0] * x_t + root_of(a)[1] * v,
         "each other's": lambda x_t, v, a: root_of(a)[1] * x_t - root_of(a)[0] * v,
-        "not the image": lambda x_t, v, a: (x_t - root_of(a)[1] * v) / root_of(a)[0],
+        "treats v as the noise": lambda x_t, v, a: (x_t - root_of(a)[1] * v) / root_of(a)[0],
+        "not the image": lambda x_t, v, a: a * x_t - (1 - a) * v,
     },
     "noise_from_velocity": {
         "That is x_0": lambda x_t, v, a: root_of(a)[0] * x_t - root_of(a)[1] * v,
         "sign of v": lambda x_t, v, a: root_of(a)[1] * x_t - root_of(a)[0] * v,
         "each other's": lambda x_t, v, a: root_of(a)[0] * x_t + root_of(a)[1] * v,
-        "not the noise": lambda x_t, v, a: v,
+        "v itself": lambda x_t, v, a: v,
+        "not the noise": lambda x_t, v, a: (v + root_of(a)[1] * x_t) / root_of(a)[0],
+    },
+    "convert_output": {
+        "are missing": lambda *args, **text: lesson_4.convert_output(*args, **text)[:, :3],
+        "have changed": lambda *args, **text: lesson_4.convert_output(*args, **text).flip(1).roll(3, 1),
+        "still the velocity": lambda wrapper, *args, **text: wrapper.network(*args, **text),
+        "does not reach": lambda wrapper, x_t, t, **text: lesson_4.convert_output(wrapper, x_t, t),
+        "use `noise_from_velocity`": partial(converted, function=lesson_4.x_0_from_velocity),
+        "use .view": partial(converted, shape=(-1,)),
+        "only the first three": partial(converted, channels=6),
     },
     "velocity_loss": {
-        "caption is missing": lambda network, process, alpha_bar, x_0, tokens, mask: x_0.mean(),
+        "caption is missing": lambda network, process, x_0, tokens, mask: x_0.mean(),
         "not called": lambda network, *args: network.encode_text(*args[-2:]).mean(),
         "single number": partial(velocity_loss, reduce=lambda e: e.mean((1, 2, 3))),
         "same t": partial(velocity_loss, draw_t=lambda n: torch.randint(1000, (1,)).expand(n)),
@@ -744,8 +817,25 @@ WRONG_4 = {
         "clean images": partial(velocity_loss, noisy=False),
         "target is the noise": partial(velocity_loss, target=lambda x_0, noise, a: noise),
         "target is the image": partial(velocity_loss, target=lambda x_0, noise, a: x_0),
+        "negative velocity": partial(velocity_loss, target=lambda *args: -lesson_4.velocity(*args)),
+        "noise exchanged": partial(
+            velocity_loss, target=lambda x_0, noise, a: lesson_4.velocity(noise, x_0, a)
+        ),
         "no gradient": torch.no_grad()(velocity_loss),
-        "for the variance": partial(velocity_loss, channels=slice(6)),
+        "for the variance": partial(velocity_loss, channels=slice(6), repeat=2),
+        "six channels": partial(velocity_loss, channels=slice(6)),
+        "use .view": partial(velocity_loss, shape=(-1,)),
+        "another mask": partial(
+            velocity_loss, text=lambda network, tokens, mask: network.encode_text(tokens, ~mask)
+        ),
+        "mask than the batch's": partial(
+            velocity_loss,
+            text=lambda network, tokens, mask: network.encode_text(tokens, torch.ones_like(mask)),
+        ),
+        "other tokens": partial(
+            velocity_loss, text=lambda network, tokens, mask: network.encode_text(tokens.flip(0), mask)
+        ),
+        "without the caption": partial(velocity_loss, text=lambda network, *args: None),
         "same noise and the same t": partial(velocity_loss, shift=300),
         "take the mean": partial(velocity_loss, reduce=torch.sum),
         "reaches the text transformer": partial(velocity_loss, text=without_gradient),

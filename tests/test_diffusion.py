@@ -180,8 +180,15 @@ def test_no_noise_at_the_last_step(diffusion):
 MEAN, STD = 0.3, 0.5
 
 
-def order_of_convergence(sampler, steps):
-    """Return the factor by which the error at the smallest noise level falls when the steps double."""
+def even_in_lambda(process, n):
+    """Return n of the process's timesteps, as even in lambda = log(alpha / sigma) as they can be."""
+    log_snr = (process.alpha_bar / (1 - process.alpha_bar)).log()
+    wanted = torch.linspace(log_snr[-1], log_snr[0], n, dtype=log_snr.dtype)
+    return process.respace(sorted({(log_snr - value).abs().argmin().item() for value in wanted}))
+
+
+def gaussian_error(sampler, steps, respace=GaussianDiffusion.respace_evenly):
+    """Return the error at the smallest noise level on Gaussian data."""
     process = GaussianDiffusion(cosine_betas(20_000)).respace(range(19_000))  # beyond, alpha_bar is nearly 0
     alpha_bar = process.alpha_bar
 
@@ -194,20 +201,24 @@ def order_of_convergence(sampler, steps):
 
     x_T = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
     exact = alpha_bar[0].sqrt() * MEAN + spread(0) / spread(-1) * (x_T - alpha_bar[-1].sqrt() * MEAN)
-    errors = []
-    for n in (steps, 2 * steps):
-        *_, last = sampler(process.respace_evenly(n), exact_denoiser, x_T, denoised_fn=None)
-        assert last.t == 0
-        errors.append((last.x_t - exact).abs().max().item())
-    return errors[0] / errors[1]
+    *_, last = sampler(respace(process, steps), exact_denoiser, x_T, denoised_fn=None)
+    assert last.t == 0
+    return (last.x_t - exact).abs().max().item()
 
 
 def test_ddim_is_of_first_order():
-    assert order_of_convergence(ddim_sample, 40) == pytest.approx(2, abs=0.2)
+    assert gaussian_error(ddim_sample, 40) / gaussian_error(ddim_sample, 80) == pytest.approx(2, abs=0.2)
 
 
 def test_dpm_solver_is_of_second_order():
-    assert order_of_convergence(dpmpp_2m_sample, 40) == pytest.approx(4, abs=0.6)
+    errors = [gaussian_error(dpmpp_2m_sample, n, even_in_lambda) for n in (40, 80)]
+    assert errors[0] / errors[1] == pytest.approx(4, abs=0.6)
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20, 40])
+def test_dpm_solver_is_better_than_ddim_with_timesteps_even_in_t(steps):
+    # The last step to a noise level is then far longer in lambda than the one before: extrapolating fails.
+    assert gaussian_error(dpmpp_2m_sample, steps) < 0.9 * gaussian_error(ddim_sample, steps)
 
 
 # -- learned variance and the VLB ------------------------

@@ -16,7 +16,7 @@ NOTEBOOKS = {
     "lesson_01_ddpm/ddpm.ipynb": 10,
     "lesson_02_improved_ddpm/improved_ddpm.ipynb": 9,
     "lesson_03_adm/adm.ipynb": 9,
-    "lesson_04_text_conditioning/text_conditioning.ipynb": 8,
+    "lesson_04_text_conditioning/text_conditioning.ipynb": 10,
     "lesson_05_cfg/cfg.ipynb": 3,
     "lesson_05_cfg/fast_sampling.ipynb": 3,
     "lesson_06_miniglide/miniglide.ipynb": 9,

@@ -103,7 +103,7 @@ export async function* ddimSample(process, denoiser, x_T) {
   }
 }
 
-/** DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); the first and the last step are of first order. */
+/** DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); the first and the last two steps are of first order. */
 export async function* dpmpp2mSample(process, denoiser, x_T) {
   const lambda = process.alpha_bar.map((value) => 0.5 * Math.log(value / (1 - value)));
   let x_t = x_T;
@@ -113,7 +113,7 @@ export async function* dpmpp2mSample(process, denoiser, x_T) {
     let x_prev = x_0;
     if (i > 0) {
       const h = lambda[i - 1] - lambda[i];
-      const extrapolation = x_0Before ? h / (2 * (lambda[i] - lambda[i + 1])) : 0;
+      const extrapolation = x_0Before && i > 1 ? h / (2 * (lambda[i] - lambda[i + 1])) : 0;
       const x_0Mid = x_0.map((x, k) => x + extrapolation * (x - (x_0Before ?? x_0)[k]));
       const sigma = signalAndNoise(process.alpha_bar[i])[1];
       const [alphaPrev, sigmaPrev] = signalAndNoise(process.alpha_bar[i - 1]);

@@ -108,7 +108,7 @@ DESIGNS: dict[str, tuple[float, dict[str, Any]]] = {
 
 def design(config: ExperimentConfig) -> None:
     """Measure what the shifted noise schedule and the patches of `tiny` are worth at equal time."""
-    config = with_default_steps(config, 2000)
+    config = with_default_steps(config, 1000)
     assert config.steps is not None
     table, shapes = open_table(LESSON, config), load_shapes(config)
 
