@@ -17,7 +17,6 @@ from lesson_02_improved_ddpm import model as lesson_2
 from lesson_02_improved_ddpm.ddim import SAMPLERS, ddim_sample
 from lesson_03_adm import model as lesson_3
 from lesson_04_text_conditioning import model as lesson_4
-from lesson_05_cfg.dpm_solver import dpmpp_2m_sample
 from lesson_05_cfg.guidance import prompt_denoiser
 from lesson_05_cfg.pipeline import TextToImagePipeline
 from lesson_06_miniglide.editing.inpaint_inputs import InpaintInputs
@@ -81,7 +80,7 @@ def draw_lesson_3():
 def draw_lesson_4():
     network, process, metadata = lesson_4.load()
     denoiser = prompt_denoiser(network, lesson_4.tokenizer_from_metadata(metadata), PROMPTS, 1)
-    return draw(process, denoiser, lesson_4.IMAGE_SHAPE, dpmpp_2m_sample)
+    return draw(process, denoiser, lesson_4.IMAGE_SHAPE, ddim_sample)
 
 
 def draw_pipeline(pipe, prompts, sampler, steps):
@@ -91,7 +90,7 @@ def draw_pipeline(pipe, prompts, sampler, steps):
 
 def draw_lesson_5():
     pipe = TextToImagePipeline.from_pretrained(device="cpu")
-    return draw_pipeline(pipe, PROMPTS, dpmpp_2m_sample, 10)
+    return draw_pipeline(pipe, PROMPTS, ddim_sample, 10)
 
 
 def load_lesson_6(name=None):
@@ -104,11 +103,11 @@ def draw_dogs():
 
 
 def draw_shapes():
-    return draw_pipeline(load_lesson_6(), SHAPES, dpmpp_2m_sample, 10)
+    return draw_pipeline(load_lesson_6(), SHAPES, ddim_sample, 10)
 
 
 def draw_small_shapes():
-    return draw_pipeline(load_lesson_6("small"), SHAPES, dpmpp_2m_sample, 10)
+    return draw_pipeline(load_lesson_6("small"), SHAPES, ddim_sample, 10)
 
 
 def draw_upsampled():
