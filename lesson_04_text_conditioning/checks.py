@@ -9,21 +9,24 @@ from torch import Tensor, nn
 
 from common.exercises import WrongAnswer, allclose, expect_shape, explaining, numbered
 from lesson_03_adm.adm_unet import ADMConfig
+from lesson_04_text_conditioning.studies.text_checks import text_forward, transformer_block
 from lesson_04_text_conditioning.studies.velocity_checks import (
+    convert_output,
     noise_from_velocity,
     velocity,
     velocity_loss,
     x_0_from_velocity,
 )
-from lesson_04_text_conditioning.text_transformer import TextConfig, TextTransformer
 from lesson_04_text_conditioning.text_unet import TextAttention
 
 __all__ = [
-    "encode_tokens",
-    "look_up",
+    "attention",
+    "convert_output",
     "merge",
     "noise_from_velocity",
     "text_attention",
+    "text_forward",
+    "transformer_block",
     "velocity",
     "velocity_loss",
     "x_0_from_velocity",
@@ -45,7 +48,12 @@ def merge(answer: Callable) -> None:
     ]
     for tokens, pair, wanted in cases:
         given = list(tokens)
-        result = answer(given, pair)
+        try:
+            result = answer(given, pair)
+        except IndexError as error:
+            raise WrongAnswer(
+                f"{tokens} with {pair} raises an IndexError: the last token has no neighbor on its right."
+            ) from error
         if given != tokens:
             raise WrongAnswer("The list that was passed in has changed. Build a new list.")
         if not isinstance(result, list):
@@ -62,7 +70,7 @@ def merge(answer: Callable) -> None:
 
 
 @numbered("4.2")
-def look_up(answer: Callable) -> None:
+def attention(answer: Callable) -> None:
     """Compare with PyTorch's attention, and with scores whose exponential is too large for a float."""
     torch.manual_seed(0)
     q, k, v = torch.randn(4, 16), torch.randn(6, 16), torch.randn(6, 3)
@@ -70,16 +78,21 @@ def look_up(answer: Callable) -> None:
     expect_shape(result, (4, 3))
     if allclose(result, (q @ k.T).softmax(1) @ v):
         raise WrongAnswer(
-            "The scores are not divided by sqrt(d). In many dimensions one key would always win."
+            "The scores are not divided. Here d is 16, and scores of random vectors have the standard "
+            "deviation 4; it must be 1."
         )
     if allclose(result, (q @ k.T / 16).softmax(1) @ v):
-        raise WrongAnswer("The scores are divided by d; divide by sqrt(d).")
+        raise WrongAnswer(
+            "The scores are divided by d, their variance. Which s makes the variance of q k / s 1?"
+        )
+    if allclose(result, (q @ k.T / 6**0.5).softmax(1) @ v):
+        raise WrongAnswer("s is the root of the number of keys. It must depend on d, the length of a query.")
     if allclose(result, (q @ k.T / 4).softmax(0) @ v):
         raise WrongAnswer("The softmax runs over the queries. The weights of one query must add up to 1.")
     if allclose(result, (q @ k.T / 4) @ v):
         raise WrongAnswer("The softmax is missing: the weights of one query must add up to 1.")
     if not allclose(result, F.scaled_dot_product_attention(q, k, v)):
-        raise WrongAnswer("The result differs from PyTorch's attention. Is it softmax(q k^T / sqrt(d)) v?")
+        raise WrongAnswer("The result differs from PyTorch's attention. Is it softmax(q k^T / s) v?")
     if not answer(1000 * q, k, v).isfinite().all():
         raise WrongAnswer(
             "Large scores give inf or NaN. `softmax` subtracts the largest score first; use it."
@@ -97,55 +110,6 @@ def look_up(answer: Callable) -> None:
         raise WrongAnswer(hint)
 
 
-@numbered("4.3")
-def encode_tokens(answer: Callable) -> None:
-    """Compare with outputs computed here, and with typical mistakes."""
-    torch.manual_seed(0)
-    transformer = TextTransformer(TextConfig(vocab_size=11, context_length=5, width=8, layers=1, heads=2), 6)
-    transformer.requires_grad_(False)
-    for parameter in transformer.parameters():
-        nn.init.normal_(parameter)
-    tokens, mask = torch.randint(11, (3, 5)), torch.arange(5) < torch.tensor([[2], [4], [0]])
-    token, position = transformer.token_embedding(tokens), transformer.positional_embedding
-    padding, has_token = transformer.padding_embedding, mask[..., None]
-    with explaining(
-        "must match the size", "The mask is [N, L] and the embeddings are [N, L, width]: use mask[..., None]."
-    ):
-        result = answer(transformer, tokens, mask)
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise WrongAnswer("Return two things: the pooled embedding and the token states.")
-    pooled, states = result
-    expect_shape(states, (3, 5, 8))
-    expect_shape(pooled, (3, 6))
-    wrong = {
-        "The mask is not used: token ids at padded positions change the result.": token + position,
-        "The mask is inverted: True means that there is a token.": torch.where(
-            has_token, padding, token + position
-        ),
-        "The position is added to the padding, too. The padding embeddings differ by position already.": (
-            torch.where(has_token, token, padding) + position
-        ),
-        "The positions are missing. Without them the order of the words is lost.": torch.where(
-            has_token, token, padding
-        ),
-        "The padding is zero. Where the mask is False, the input is the padding embedding.": torch.where(
-            has_token, token + position, 0.0
-        ),
-    }
-    for message, x in wrong.items():
-        if allclose(states, transformer.transform(x)):
-            raise WrongAnswer(message)
-    wanted = transformer.transform(torch.where(has_token, token + position, padding))
-    if not allclose(states, wanted):
-        raise WrongAnswer("The token states differ. They are the output of `transform` at all positions.")
-    if allclose(pooled, transformer.proj(wanted.mean(1))):
-        raise WrongAnswer("That is the mean over all positions. Take the output at the last position.")
-    if allclose(pooled, transformer.proj(wanted[:, 0])):
-        raise WrongAnswer("That is the first position. Take the last one.")
-    if not allclose(pooled, transformer.proj(wanted[:, -1])):
-        raise WrongAnswer("The pooled embedding differs: apply `proj` to the output at the last position.")
-
-
 @numbered("4.4")
 def text_attention(answer: Callable) -> None:
     """Compare with the repository's layer, and with layers that lack one part."""
@@ -153,7 +117,15 @@ def text_attention(answer: Callable) -> None:
     layer = TextAttention(8, ADMConfig(num_head_channels=4, num_groups=2), text_width=5).requires_grad_(False)
     nn.init.normal_(layer.proj.weight)
     x, states = torch.randn(2, 8, 3, 3), torch.randn(2, 4, 5)
-    with explaining("channels", "`layer.proj` needs [N, channels, positions]: use .mT.flatten(1, 2)."):
+    needs = "`layer.proj` needs [N, channels, positions]: move the positions to the end (.mT), then flatten."
+    along = "Concatenate along the dimension of tokens and positions, which is 2."
+    back = "The output of `proj` is [N, channels, positions]. Bring it to the shape of `features`."
+    with (
+        explaining("channels", needs),
+        explaining("to conv1d", needs),
+        explaining("Sizes of tensors", along),
+        explaining("must match the size", back),
+    ):
         result = answer(layer, x, states)
     expect_shape(result, (2, 8, 3, 3))
     (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
@@ -185,7 +157,7 @@ def text_attention(answer: Callable) -> None:
     flat.project_text = lambda context: (text_k, torch.ones_like(text_v))  # type: ignore[method-assign]
     if not allclose(answer(flat, x, states) - x, ones.expand_as(x)):
         raise WrongAnswer("The weights of a position must add up to 1 over the 4 tokens and the 9 positions.")
-    if not allclose(result, layer(x, torch.zeros(2, 1), states)):
+    if not allclose(result, x + output(*both)):
         raise WrongAnswer(
             "The weights add up to 1, but the output differs from that of TextAttention. Are the heads put "
             "together as [N, channels, positions] before `proj`?"

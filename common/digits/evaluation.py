@@ -97,7 +97,7 @@ def real_features(reference: Reference, n: int) -> Float[Tensor, "m d"]:
 
 
 def max_channel(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
-    """Return the brightest channel of each image, clipped to [-1, 1]."""
+    """Return the brightest channel of each pixel, clipped to [-1, 1]."""
     return images.amax(1, keepdim=True).clamp(-1, 1)
 
 

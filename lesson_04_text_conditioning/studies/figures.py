@@ -30,10 +30,10 @@ def plot_text_path() -> Figure:
     axes.add_patch(Rectangle((9.5, 0.75), 0.6, 1.7, facecolor=HIGHLIGHT, edgecolor=EDGE))
     axes.add_patch(Rectangle((10.1, 0.75), 2.5, 1.7, facecolor=PLAIN, edgecolor=EDGE))
     axes.add_patch(Rectangle((9.5, 1.65), 3.1, 0.14, fill=False, edgecolor="tab:red"))
-    axes.text(9.8, 2.55, "8 tokens", fontsize=7, ha="center", va="bottom")
-    axes.text(11.35, 2.55, "64 positions", fontsize=7, ha="center", va="bottom")
-    axes.text(9.4, 1.6, "64 positions", fontsize=7, ha="right", va="center", rotation=90)
-    axes.text(11.05, 0.42, "red: the 72 weights of one position", fontsize=7, ha="center", va="center")
+    axes.text(9.55, 2.55, "8 text positions", fontsize=7, ha="center", va="bottom")
+    axes.text(11.75, 2.55, "64 image positions", fontsize=7, ha="center", va="bottom")
+    axes.text(9.4, 1.5, "64 image positions", fontsize=7, ha="right", va="center", rotation=90)
+    axes.text(11.05, 0.42, "red: the 72 weights of one image position", fontsize=7, ha="center", va="center")
     axes.text(8.4, 1.45, "keys,\nvalues", fontsize=7, ha="center", va="center")
     for start, end in (
         ((1.8, 2.9), (2.2, 2.9)),
@@ -41,7 +41,7 @@ def plot_text_path() -> Figure:
         ((5.7, 3.0), (6.2, 3.6)),
         ((5.7, 2.8), (6.2, 1.9)),
         ((8.1, 3.65), (8.9, 3.65)),
-        ((8.1, 1.8), (9.5, 2.2)),
+        ((8.1, 1.8), (9.6, 2.42)),
     ):
         arrow(axes, start, end)
     return figure
@@ -77,7 +77,7 @@ def plot_attention_maps(
     return figure
 
 
-def plot_look_up(axes: Axes, weights: Float[Tensor, "keys"], title: str) -> None:
+def plot_weights(axes: Axes, weights: Float[Tensor, "keys"], title: str) -> None:
     """Plot the weights that one query gives to the keys."""
     axes.bar(range(len(weights)), weights)
     axes.set(title=title, xlabel="key", ylim=(0, 1))
@@ -108,7 +108,7 @@ def conditioning_table(ablation: str | Path, class_or_caption: str | Path) -> pd
         "pooled embedding and token states",
         "pooled embedding",
         "token states",
-        "index of the pair",
+        "class index of the pair",
     ]
     held_out = table["held_out_both_accuracy"]
     # both_accuracy counts all 70 pairs, of which 10 are held out
