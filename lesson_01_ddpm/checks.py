@@ -95,6 +95,12 @@ def x_0_from_noise(answer: Callable) -> None:
         raise WrongAnswer("The sign is wrong: the noise was added, so subtract it.")
     if allclose(back, x_t / at(alpha_bar.sqrt()) - at((1 - alpha_bar).sqrt()) * noise):
         raise WrongAnswer("Only x_t is divided by sqrt(alpha_bar). The noise has to be divided, too.")
+    if allclose(back, x_t - at((1 / alpha_bar - 1).sqrt()) * noise):
+        raise WrongAnswer("Only the noise is divided by sqrt(alpha_bar). Set brackets: x_t is divided, too.")
+    noise_factor = (1 - alpha_bar).sqrt()
+    for a, b in ((alpha_bar, 1 - alpha_bar), (alpha_bar.sqrt(), 1 - alpha_bar), (alpha_bar, noise_factor)):
+        if allclose(back, (x_t - at(b) * noise) / at(a)):
+            raise WrongAnswer("A root is missing: eq. 4 has sqrt(alpha_bar) and sqrt(1 - alpha_bar).")
     if not torch.allclose(back, x_0, atol=1e-2):
         raise WrongAnswer(
             f"At t = 500 the first pixel of x_0 is {x_0[2, 0, 0, 0]:.3f}, and you get {back[2, 0, 0, 0]:.3f}."
@@ -109,6 +115,8 @@ def best_x_0(answer: Callable) -> None:
     log_p = [Normal(a.sqrt() * value, (1 - a).sqrt()).log_prob(x_t.double()) for value in (1, -1)]
     p = torch.stack(log_p).softmax(0)[0]
     result = answer(x_t, t)
+    if isinstance(result, Tensor) and torch.allclose(result, (p / (1 - p)).float(), rtol=1e-3):
+        raise WrongAnswer("That is the ratio p / (1 - p). The average is p - (1 - p).")
     if isinstance(result, Tensor) and not result.isfinite().all():
         raise WrongAnswer("At t = 0 the result is NaN, because an exponential overflows. tanh does not.")
     expect_shape(result, (4, 1, 1, 1))
@@ -147,10 +155,16 @@ def residual_block(answer: Callable) -> None:
         first = block.conv_1(nn.functional.silu(block.norm_1(x)))
         without_silu = first + block.emb(emb)[:, :, None, None]
         at_the_end = block.skip(x) + block.conv_2(nn.functional.silu(block.norm_2(first))) + h - first
-        with explaining(
-            "must match the size",
-            "Two shapes do not fit. block.emb(...) is [N, C_out]: it needs [:, :, None, None], and "
-            "it is added after conv_1. The input has to pass through block.skip.",
+        with (
+            explaining(
+                "must match the size",
+                "Two shapes do not fit. block.emb(...) is [N, C_out]: it needs [:, :, None, None], and "
+                "it is added after conv_1. The input has to pass through block.skip.",
+            ),
+            explaining(
+                "size equal to the number of channels",
+                "The order is norm, SiLU, convolution, twice: norm_1 comes before conv_1.",
+            ),
         ):
             ours = answer(block, x, emb)
         expect_shape(ours, (2, 8, 8, 8))

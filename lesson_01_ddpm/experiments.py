@@ -128,12 +128,12 @@ def variances(config: ExperimentConfig) -> None:
     def measure(sampler: Sampler, steps: int) -> Row:
         return sample_metrics(sample(network, config, steps, config.samples_at(steps), sampler), reference)
 
-    for name, log_variance_fn in by_name((fixed_small, fixed_large)).items():
-        curves[name], sampler = [], partial(ddpm_sample, log_variance_fn=log_variance_fn)
+    for label, log_variance_fn in {"β̃ (fixed_small)": fixed_small, "β (fixed_large)": fixed_large}.items():
+        curves[label], sampler = [], partial(ddpm_sample, log_variance_fn=log_variance_fn)
         for steps in STEPS:
-            row = table.row(partial(measure, sampler, steps), variance=name, steps=steps)
-            curves[name].append((steps, row["fid"] - row["fid_floor"]))
-    save_figure(table, plot_curves(curves, "steps", "FID above that of real digits"))
+            row = table.row(partial(measure, sampler, steps), variance=log_variance_fn.__name__, steps=steps)
+            curves[label].append((steps, row["fid"] - row["fid_floor"]))
+    save_figure(table, plot_curves(curves, "sampling steps", "FID above that of real digits"))
 
 
 def train_once(

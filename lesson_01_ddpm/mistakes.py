@@ -77,16 +77,22 @@ def twice_the_noise(
     return fixed_small(diffusion, output, x_t, t) + math.log(4)
 
 
+def no_noise(
+    diffusion: GaussianDiffusion, output: Tensor, x_t: Float[Tensor, "n c h w"], t: Int[Tensor, "n"]
+) -> Float[Tensor, "n 1 1 1"]:
+    """Return the log of a variance of 0. The bug: a reverse step without noise."""
+    return torch.full_like(fixed_small(diffusion, output, x_t, t), -math.inf)
+
+
 def buggy_samples(
     network: Denoiser, n: int = 12, steps: int = 100
 ) -> dict[str, Float[Tensor, "{n} 1 32 32"]]:
     """Return samples of four samplers, all from the same noise, for exercise 1.9."""
-    noisy_sample = partial(ddpm_sample, log_variance_fn=twice_the_noise, denoised_fn=None)
     variants: dict[str, tuple[Sampler, Denoiser]] = {
         "t is always 500": (ddpm_sample, without_t(network)),
+        "no noise": (partial(ddpm_sample, log_variance_fn=no_noise), network),
+        "too much noise": (partial(ddpm_sample, log_variance_fn=twice_the_noise), network),
         "correct": (ddpm_sample, network),
-        "too much noise": (noisy_sample, network),
-        "noise in the last step": (sample_with_final_noise, network),
     }
     process, samples = make_diffusion().respace_evenly(steps), {}
     for name, (sampler, denoiser) in variants.items():

@@ -46,15 +46,23 @@ def posterior_mean(answer: Callable) -> None:
     kept = (1 - beta).sqrt() * (1 - DIFFUSION.alpha_bar[5]) / (1 - DIFFUSION.alpha_bar[5]) * x_t
     if abs(result.item() - (beta_now + kept).item()) < 1e-5:
         raise WrongAnswer("alpha_bar stands where alpha_bar_prev belongs: it is alpha_bar one step earlier.")
-    if abs(result.item() - expected) > 1e-4:
+    if abs(result.item() - expected) > 1e-3:
         raise WrongAnswer(
             f"For x_0 = 0.8, x_t = 0.7 and t = 5 the product of the densities has its mean at "
             f"{expected:.4f}; your formula gives {result.item():.4f}."
         )
     t, one, zero = torch.tensor([50, 300, 700, 999]), torch.ones(4, 1, 1, 1), torch.zeros(4, 1, 1, 1)
     of_x_0 = DIFFUSION.q_posterior_mean(one, zero, t)
-    if not torch.allclose(answer(one, zero, t), of_x_0, rtol=1e-3, atol=0):
-        raise WrongAnswer("The factor of x_0 is wrong: it has the root of alpha_bar_prev, not of alpha_bar.")
+    found_0, root = answer(one, zero, t), at(DIFFUSION.alpha_bar_prev.sqrt(), t)
+    if torch.allclose(found_0, of_x_0 * root, rtol=1e-3, atol=0):
+        raise WrongAnswer("A root is missing: the factor of x_0 contains sqrt(alpha_bar_prev).")
+    if torch.allclose(found_0, of_x_0 * at(DIFFUSION.alpha_bar.sqrt(), t) / root, rtol=1e-3, atol=0):
+        raise WrongAnswer("The factor of x_0 has the root of alpha_bar_prev, not of alpha_bar.")
+    if not torch.allclose(found_0, of_x_0, rtol=1e-3, atol=0):
+        raise WrongAnswer(
+            f"The factor of x_0 is wrong: at t = 50 it is {of_x_0[0].item():.4f}, and yours is "
+            f"{found_0[0].item():.4f}."
+        )
     of_x_t, found = DIFFUSION.q_posterior_mean(zero, one, t), answer(zero, one, t)
     if allclose(found, of_x_t * at((1 - DIFFUSION.betas).sqrt(), t)):
         raise WrongAnswer("A root is missing: the factor of x_t contains sqrt(alpha), not alpha = 1 - beta.")
@@ -105,9 +113,9 @@ def reverse_step(answer: Callable) -> None:
     """A denoiser that knows x_0: the step is the posterior, and the chain ends on x_0."""
     x_0 = images(200)
 
-    def knows_x_0(x_t: Tensor, t: Tensor) -> Tensor:
-        if t.shape != (len(x_t),):
-            raise WrongAnswer(f"The network needs one t per image; it got the shape {tuple(t.shape)}.")
+    def knows_x_0(x_t: Tensor, t: Tensor | int) -> Tensor:
+        if not isinstance(t, Tensor) or t.shape != (len(x_t),):
+            raise WrongAnswer("The network needs one t per image, as a tensor: torch.full((len(x_t),), t).")
         return DIFFUSION.noise_from_x_0(x_t, t, x_0)
 
     torch.manual_seed(0)
@@ -128,6 +136,10 @@ def reverse_step(answer: Callable) -> None:
         expected = DIFFUSION.q_posterior_mean(x_0, x_t, t)
         x_prev = answer(knows_x_0, x_t, 300)
         spread, sigma = (x_prev - expected).std().item(), DIFFUSION.beta_tilde[300].sqrt().item()
+        if x_prev.abs().max() < 1.001 and spread > 1.5 * sigma:
+            raise WrongAnswer("Only the predicted x_0 is clamped, not x_{t-1}, which contains noise.")
+        if (x_prev - expected).std((1, 2, 3)).max() < 1e-4 < (x_prev - expected).abs().max():
+            raise WrongAnswer("All pixels of an image get the same noise: use torch.randn_like(x_t).")
         if spread < 1e-4:
             raise WrongAnswer("It adds no noise: at t > 0 add noise of standard deviation sqrt(beta_tilde).")
         if abs(spread - sigma**2) < 0.05 * sigma**2:
@@ -167,7 +179,12 @@ def sample(answer: Callable) -> None:
         return DIFFUSION.noise_from_x_0(x_t, t, image)
 
     torch.manual_seed(0)
-    result = answer(knows_x_0, 3)
+    try:
+        result = answer(knows_x_0, 3)
+    except IndexError:
+        raise WrongAnswer(
+            "A timestep is out of range. The paper counts t from 1000 to 1, our tables from 999 to 0."
+        ) from None
     if seen == list(range(1000)):
         raise WrongAnswer("The loop runs from t = 0 upwards. Sampling starts at t = 999 and ends at 0.")
     if seen != list(range(999, -1, -1)):
@@ -189,7 +206,7 @@ def sample(answer: Callable) -> None:
 @numbered("1.10")
 def ideal_denoiser(answer: Callable) -> None:
     """Compare with Bayes' rule, written with the log densities of torch.distributions."""
-    data, t = images(3), torch.tensor([300, 700])
+    data, t = 0.1 * images(3), torch.tensor([100, 300])  # so faint that no weight is 0 or 1
     x_t = DIFFUSION.q_sample(data[:2], t, white_noise(2))
     a = DIFFUSION.alpha_bar[t].view(-1, 1, 1, 1, 1)
 
@@ -210,6 +227,8 @@ def ideal_denoiser(answer: Callable) -> None:
         raise WrongAnswer("The exponent is off by a factor 2: divide the distance by 2 (1 - alpha_bar).")
     if allclose(result, noise_of(per_pixel.mean((2, 3, 4)))):
         raise WrongAnswer("The squared distance is a sum over pixels, not a mean.")
+    if allclose(result, noise_of(log_weights * (1 - a.view(2, 1)).sqrt())):
+        raise WrongAnswer("You divide by the standard deviation. The exponent divides by the variance.")
     if allclose(result, noise_of(-log_weights)):
         raise WrongAnswer("The sign is wrong: the nearest image must get the largest weight.")
     if allclose(result, noise_of(torch.zeros(2, 3).double())):

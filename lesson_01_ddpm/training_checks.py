@@ -22,7 +22,12 @@ def loss_fn(answer: Callable) -> None:
     def knows_the_noise(x_t: Tensor, t: Tensor) -> Tensor:
         return DIFFUSION.noise_from_x_0(x_t, t, x_0)
 
-    loss = answer(predicts_zero, x_0)
+    try:
+        loss = answer(predicts_zero, x_0)
+    except IndexError:
+        raise WrongAnswer(
+            "A timestep is out of range. The paper counts t from 1 to 1000, our tables from 0 to 999."
+        ) from None
     if isinstance(loss, float):
         raise WrongAnswer("Return a tensor, not a Python number: training needs its gradient.")
     if not isinstance(loss, Tensor) or loss.shape != ():
@@ -38,6 +43,11 @@ def loss_fn(answer: Callable) -> None:
         raise WrongAnswer(f"t runs from {t.min()} to {t.max()}; draw it from 0 to 999.")
     if torch.equal(x_t, x_0):
         raise WrongAnswer("The network sees the clean images: add the noise first.")
+    noise = (x_t - DIFFUSION.extract(DIFFUSION.alpha_bar.sqrt(), t, x_0) * x_0).detach()
+    if noise.std((1, 2, 3)).max() < 1e-4:
+        raise WrongAnswer("All pixels of an image get the same noise: use torch.randn_like(x_0).")
+    if abs(loss.item() - (2 / torch.pi) ** 0.5) < 0.02:
+        raise WrongAnswer("That is the mean absolute error of the noise; take the mean squared error.")
     for sums, size in (("pixels", 64), ("images", 256), ("images and pixels", 64 * 256)):
         if abs(loss.item() / size - 1) < 0.05:
             raise WrongAnswer(f"The loss is {loss.item():.1f}, a sum over {sums}. Take the mean.")
