@@ -1,4 +1,4 @@
-"""What checks the reader's samplers of improved_ddpm.ipynb (exercises 2.7 to 2.9)."""
+"""What checks the reader's learned variance, loss and samplers (exercises 2.6 to 2.10)."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,102 @@ from torch import Tensor
 from common.exercises import WrongAnswer, allclose, expect_shape, explaining, numbered
 from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas
 from lesson_02_improved_ddpm.solutions import family_sample as reference_family_sample
+from lesson_02_improved_ddpm.variational_bound import loss_hybrid as reference_loss_hybrid
 
 DIFFUSION = GaussianDiffusion(linear_betas(1000))
 
 
+@numbered("2.6")
+def learned_range(answer: Callable) -> None:
+    """v = -1, 0 and 1 must give the small variance, the geometric mean and the large one."""
+    torch.manual_seed(0)
+    t, x_t, eps_hat = torch.tensor([0, 10, 400]), torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    low, high = (
+        DIFFUSION.extract(table, t, x_t).expand_as(x_t)
+        for table in (DIFFUSION.posterior_log_variance, DIFFUSION.log_betas)
+    )
+
+    def at(v: float) -> Tensor:
+        result = answer(DIFFUSION, torch.cat([eps_hat, torch.full_like(eps_hat, v)], 1), x_t, t)
+        if isinstance(result, Tensor) and not result.isfinite().all():
+            raise WrongAnswer(
+                "NaN or infinity. Take both limits from the tables, which hold logarithms already "
+                "(beta_tilde is 0 at t = 0)."
+            )
+        expect_shape(result, (3, 1, 4, 4))
+        return result
+
+    small, middle, large = at(-1.0), at(0.0), at(1.0)
+    if torch.equal(small, large):
+        raise WrongAnswer("v has no effect. v is the second channel; the first is eps_hat.")
+    if allclose(small, high) and allclose(large, low):
+        raise WrongAnswer("The limits are swapped: v = 1 gives the large variance, beta.")
+    if allclose(middle, low) and allclose(large, high):
+        raise WrongAnswer("v lies between -1 and 1, and f between 0 and 1: f = (v + 1) / 2.")
+    if torch.allclose(large, high.exp(), rtol=1e-3, atol=1e-9):
+        raise WrongAnswer("That is the variance; return its logarithm.")
+    if allclose(small, low) and allclose(large, high):
+        if not allclose(middle, (low + high) / 2):
+            raise WrongAnswer("Interpolate the logarithms, not the variances or standard deviations.")
+        if allclose(at(-5.0), low):
+            raise WrongAnswer("v is clamped. Leave it as it is: the network may leave the limits.")
+        return
+    raise WrongAnswer("v = -1 must give log beta_tilde and v = 1 log beta. Which channel is v?")
+
+
 @numbered("2.7")
+def loss_hybrid(answer: Callable) -> None:
+    """The value, and which outputs the two parts of its gradient reach."""
+    torch.manual_seed(0)
+    x_0 = (torch.randint(256, (6, 1, 4, 4)) / 127.5 - 1).float()
+    t, noise = torch.tensor([0, 10, 100, 400, 700, 999]), torch.randn(6, 1, 4, 4)
+    output = torch.randn(6, 2, 4, 4, requires_grad=True)
+    loss = answer(DIFFUSION, lambda x_t, t: output, x_0, t, noise)
+    expect_shape(loss, (6,))
+    simple = (output[:, :1] - noise).square().flatten(1).mean(1)
+    wanted = reference_loss_hybrid(DIFFUSION, lambda x_t, t: output, x_0, t, noise)
+
+    def gradient_of(loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss.sum(), output, retain_graph=True)[0]
+
+    if allclose(loss, simple):
+        if gradient_of(loss)[:, 1:].any():
+            raise WrongAnswer("The weight of the VLB is far too small: T multiplies the drawn term.")
+        raise WrongAnswer("The VLB is missing.")
+    if allclose(loss, wanted - simple):
+        raise WrongAnswer("L_simple is missing: this is only the VLB.")
+    if allclose(loss, simple + (wanted - simple) / 1000):
+        raise WrongAnswer(
+            "The weight of the VLB is 1000 times too small: one random term stands for a sum of T terms."
+        )
+    if allclose(loss, simple + (wanted - simple) * 1000):
+        raise WrongAnswer(
+            "The weight of the VLB is 1000 times too large: the factor 0.001 of L_vlb is missing."
+        )
+    if allclose(loss, reference_loss_hybrid(DIFFUSION, lambda x_t, t: output.flip(1), x_0, t, noise)):
+        raise WrongAnswer("The outputs are swapped: the first channel is eps_hat, the second v.")
+    swapped = torch.cat([output[:, 1:], output[:, :1]], 1).detach()
+    swapped_vlb = reference_loss_hybrid(DIFFUSION, lambda x_t, t: swapped, x_0, t, noise) - (
+        swapped[:, :1] - noise
+    ).square().flatten(1).mean(1)
+    if allclose(loss, simple + swapped_vlb):
+        raise WrongAnswer("The outputs are swapped in the VLB: the first channel is eps_hat, the second v.")
+    if not allclose(loss, wanted):
+        excess, right = (float((x - simple.detach())[1]) for x in (loss.detach(), wanted.detach()))
+        raise WrongAnswer(
+            f"At t = 10 the loss exceeds L_simple by {excess:.4f} and should by {right:.4f}. "
+            "How many terms does the sum have, and what is its weight?"
+        )
+    gradient, of_simple = gradient_of(loss), gradient_of(simple)
+    if not gradient[:, 1:].any():
+        raise WrongAnswer("v gets no gradient, so the variance cannot be learned: do not detach it.")
+    if not gradient[:, :1].any():
+        raise WrongAnswer("eps_hat gets no gradient at all: detach it in the VLB term, not in L_simple.")
+    if not torch.allclose(gradient[:, :1], of_simple[:, :1], rtol=1e-3, atol=1e-5):
+        raise WrongAnswer("The VLB's gradient reaches eps_hat: detach eps_hat (and nothing else) in it.")
+
+
+@numbered("2.8")
 def ddim_step(answer: Callable) -> None:
     """With the true x_0 and noise, the step must have the marginal of the earlier timestep."""
     torch.manual_seed(0)
@@ -20,6 +111,8 @@ def ddim_step(answer: Callable) -> None:
     a = DIFFUSION.alpha_bar[300].item()
     result, noisy = answer(x_0, noise, a, 0.0), answer(z, noise, a, 0.3)
     expect_shape(result, (1, 1, 4, 4))
+    if not allclose(noisy, answer(z, noise, a, 0.3)):
+        raise WrongAnswer("Two calls differ. Return the step without the added noise sigma z.")
     if allclose(result, a * x_0 + (1 - a) * noise):
         raise WrongAnswer("The factors are the square roots of alpha_bar and 1 - alpha_bar.")
     if allclose(result, (1 - a) ** 0.5 * x_0 + a**0.5 * noise):
@@ -39,7 +132,7 @@ def ddim_step(answer: Callable) -> None:
         )
 
 
-@numbered("2.8")
+@numbered("2.9")
 def ddim(answer: Callable) -> None:
     """A network that is not sure: which timesteps it gets, and each step by hand."""
     process = DIFFUSION.respace_evenly(5)
@@ -51,12 +144,12 @@ def ddim(answer: Callable) -> None:
         seen.append(int(t[0]))
         return torch.cat([0.7 * x_t.roll(1, 3), torch.ones_like(x_t)], 1)
 
-    def by_hand(clip: bool = True, again: bool = True) -> Tensor:
+    def by_hand(clamp: bool = True, again: bool = True) -> Tensor:
         x = x_T
         for a, before in zip(process.alpha_bar.flip(0).tolist(), process.alpha_bar_prev.flip(0).tolist()):
             eps_hat = 0.7 * x.roll(1, 3)
             x_0 = (x - (1 - a) ** 0.5 * eps_hat) / a**0.5
-            x_0 = x_0.clamp(-1, 1) if clip else x_0
+            x_0 = x_0.clamp(-1, 1) if clamp else x_0
             eps_hat = (x - a**0.5 * x_0) / (1 - a) ** 0.5 if again else eps_hat
             x = before**0.5 * x_0 + (1 - before) ** 0.5 * eps_hat
         return x
@@ -73,17 +166,17 @@ def ddim(answer: Callable) -> None:
     if seen != process.timesteps.flip(0).tolist():
         raise WrongAnswer(f"The network got the timesteps {seen}, not {process.timesteps.flip(0).tolist()}.")
     expect_shape(result, (3, 1, 4, 4))
-    if allclose(result, by_hand(clip=False)):
-        raise WrongAnswer("x_0_hat is not clipped to [-1, 1].")
+    if allclose(result, by_hand(clamp=False)):
+        raise WrongAnswer("x_0_hat is not clamped to [-1, 1].")
     if allclose(result, by_hand(again=False)):
-        raise WrongAnswer("After clipping, eps_hat no longer belongs to x_0_hat: compute it again.")
+        raise WrongAnswer("After clamping, eps_hat no longer belongs to x_0_hat: compute it again.")
     if not torch.equal(result, answer(process, network, x_T)):
         raise WrongAnswer("Two calls from the same noise differ, so the sampler adds noise. DDIM adds none.")
     if not allclose(result, by_hand()):
         raise WrongAnswer("The result is wrong. Does each step go to process.alpha_bar_prev[i]?")
 
 
-@numbered("2.9")
+@numbered("2.10")
 def family_sample(answer: Callable) -> None:
     """Gaussian data with the ideal denoiser: which timesteps it gets, and how noisy the samples are."""
     process, data_std = DIFFUSION.respace_evenly(25), 0.2

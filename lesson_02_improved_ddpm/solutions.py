@@ -19,9 +19,9 @@ def respaced_betas(alpha_bar: Tensor, kept: Tensor) -> Tensor:
 
 def cosine_betas(num_timesteps: int) -> Tensor:
     """Exercise 2.2: return the betas of the cosine schedule, float64 [T]."""
-    u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
-    c = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-    return (1 - c[1:] / c[:-1]).clamp(max=0.999)
+    s = torch.arange(num_timesteps + 1, dtype=torch.float64)
+    g = torch.cos((s / num_timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - g[1:] / g[:-1]).clamp(max=0.999)
 
 
 def best_variance(process: GaussianDiffusion, i: int, error: Tensor) -> Tensor:
@@ -54,10 +54,18 @@ def vlb_term(
     return normal_kl(q_mean, q_log_variance, p.mean, p.log_variance) / math.log(2)
 
 
+def learned_range(process: GaussianDiffusion, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """Exercise 2.6: return the learned log variance, [N, 1, H, W]."""
+    f = (output[:, 1:] + 1) / 2
+    low = process.extract(process.posterior_log_variance, t, x_t)
+    high = process.extract(process.log_betas, t, x_t)
+    return f * high + (1 - f) * low
+
+
 def loss_hybrid(
     diffusion: GaussianDiffusion, network: Callable, x_0: Tensor, t: Tensor, noise: Tensor
 ) -> Tensor:
-    """Exercise 2.6: return L_hybrid of each image, [N]."""
+    """Exercise 2.7: return L_hybrid of each image, [N]."""
     x_t = diffusion.q_sample(x_0, t, noise)
     output = diffusion.predict(network, x_t, t)
     eps_hat, v = output.chunk(2, 1)
@@ -67,13 +75,13 @@ def loss_hybrid(
 
 
 def ddim_step(x_0_hat: Tensor, eps_hat: Tensor, alpha_bar_prev: float, sigma: float) -> Tensor:
-    """Exercise 2.7: return the mean of x at the next lower noise level."""
+    """Exercise 2.8: return the mean of x at the next lower noise level."""
     return alpha_bar_prev**0.5 * x_0_hat + (1 - alpha_bar_prev - sigma**2) ** 0.5 * eps_hat
 
 
 @torch.no_grad()
 def ddim(process: GaussianDiffusion, network: Callable, x: Tensor) -> Tensor:
-    """Exercise 2.8: return samples that start from the noise x, without added noise."""
+    """Exercise 2.9: return samples that start from the noise x, without added noise."""
     for i in reversed(range(process.num_timesteps)):
         t = torch.full((len(x),), i)
         eps_hat = process.predict(network, x, t)[:, :1]
@@ -85,7 +93,7 @@ def ddim(process: GaussianDiffusion, network: Callable, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def family_sample(process: GaussianDiffusion, network: Callable, x: Tensor, eta: float) -> Tensor:
-    """Exercise 2.9: return samples that start from the noise x, with sigma^2 = eta^2 beta_tilde."""
+    """Exercise 2.10: return samples that start from the noise x, with sigma^2 = eta^2 beta_tilde."""
     for i in reversed(range(process.num_timesteps)):
         a, a_prev = process.alpha_bar[i].item(), process.alpha_bar_prev[i].item()
         output = process.predict(network, x, torch.full((len(x),), i))
