@@ -1,6 +1,6 @@
 """What checks the reader's functions of miniglide.ipynb, against independent values.
 
-The checks of exercises 6.3, 6.4 and 6.6 are in training/checks.py.
+The checks of exercise 6.4 are in training/checks.py, those of exercise 6.6 in training/bug_checks.py.
 """
 
 from collections.abc import Callable
@@ -9,14 +9,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from common.exercises import WrongAnswer, allclose, expect_shape, numbered
-from lesson_06_miniglide.training.checks import test_captions_dropped as test_captions_dropped
-from lesson_06_miniglide.training.checks import test_every_timestep as test_every_timestep
-from lesson_06_miniglide.training.checks import test_finite as test_finite
-from lesson_06_miniglide.training.checks import test_range as test_range
+from lesson_06_miniglide.training.bug_checks import test_captions_dropped as test_captions_dropped
+from lesson_06_miniglide.training.bug_checks import test_every_timestep as test_every_timestep
+from lesson_06_miniglide.training.bug_checks import test_finite as test_finite
+from lesson_06_miniglide.training.bug_checks import test_range as test_range
+from lesson_06_miniglide.training.bug_checks import test_schedule as test_schedule
 from lesson_06_miniglide.training.checks import text_to_image as text_to_image
 from lesson_06_miniglide.training.checks import text_to_image_loss as text_to_image_loss
 
@@ -43,12 +45,15 @@ def load_batch(answer: Callable) -> None:
     with TemporaryDirectory() as name:
         save_examples(Path(name))
         try:
-            x, captions = answer(Path(name))
+            result = answer(Path(name))
         except (TypeError, ValueError, RuntimeError) as error:
             raise WrongAnswer(
                 f"It fails ({type(error).__name__}). Gray and CMYK images need convert('RGB'), and "
                 "all images one size."
             ) from error
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise WrongAnswer("Return two things: a tensor of all images, and the list of captions.")
+    x, captions = result
     if not isinstance(x, Tensor):
         raise WrongAnswer("Return a tensor of all images (torch.stack) and a list of captions.")
     if x.shape == (4, 64, 64, 3):
@@ -58,6 +63,8 @@ def load_batch(answer: Callable) -> None:
         if sorted(map(str.strip, captions)) == sorted(["a ramp", "a red wall", "a gray card", "café"]):
             raise WrongAnswer(f"The captions are {captions}. Sort the files, and strip white space.")
         raise WrongAnswer(f"The captions are {captions}. Each is in the .txt of the same name, in UTF-8.")
+    if x.dtype != torch.float32:
+        raise WrongAnswer(f"The images are {x.dtype}. The networks compute in float32: call .float().")
     if x.min() >= 0:
         raise WrongAnswer(f"The values run from {x.min():.0f} to {x.max():.0f}; they must lie in [-1, 1].")
     ramp = torch.linspace(-1, 1, 64).expand(64, 64)
@@ -109,7 +116,44 @@ def shift_schedule(answer: Callable) -> None:
         if allclose(torch.as_tensor(factor), 1 / wanted):
             raise WrongAnswer("The factor is upside down: the means contain x_0 at sqrt(shifted).")
         if not allclose(torch.as_tensor(factor), wanted):
-            raise WrongAnswer("shifted is right. The factor must turn its root into that of alpha_bar.")
+            raise WrongAnswer(
+                "shifted is right, the factor is not. It must fulfill f sqrt(shifted) = sqrt(alpha_bar) "
+                "and f sqrt(1 - shifted) / k = sqrt(1 - alpha_bar)."
+            )
+
+
+@numbered("6.3")
+def on_patches(answer: Callable) -> None:
+    """A network that keeps its input and returns random values, for two patch sizes."""
+    x_t, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 4])
+    for size in (2, 4):
+        output = torch.randn(2, 6 * size**2, 8 // size, 8 // size)
+        inputs: list[tuple[Tensor, ...]] = []
+
+        def network(x: Tensor, t: Tensor, inputs: list = inputs, output: Tensor = output) -> Tensor:
+            inputs.append((x, t))
+            return output
+
+        result = answer(network, x_t, t, size)
+        if len(inputs) != 1:
+            raise WrongAnswer("Call the network once, with the patches and t.")
+        patches, wanted = inputs[0][0], F.pixel_unshuffle(x_t, size)
+        if patches.shape == (2, 12, 4, 4) and size == 4:
+            raise WrongAnswer("With size = 4, the network still gets patches of 2x2 pixels.")
+        if patches.shape != wanted.shape:
+            raise WrongAnswer(
+                f"For patches of {size}x{size} pixels of 8x8 images, the network must get the shape "
+                f"{tuple(wanted.shape)}, and gets {tuple(patches.shape)}."
+            )
+        if not torch.equal(patches, wanted):
+            raise WrongAnswer("The channels of a position are not its patch. Use F.pixel_unshuffle.")
+        if inputs[0][1] is not t:
+            raise WrongAnswer("The network must get the timesteps t.")
+        if isinstance(result, Tensor) and result.shape == output.shape:
+            raise WrongAnswer("The result is still one position per patch. Turn its channels into pixels.")
+        expect_shape(result, (2, 6, 8, 8))
+        if not torch.equal(result, F.pixel_shuffle(output, size)):
+            raise WrongAnswer("The pixels of the result are in a wrong order. Use F.pixel_shuffle.")
 
 
 class Line(nn.Module):
@@ -125,9 +169,11 @@ def accumulate_gradients(answer: Callable) -> None:
     """Compare with the gradient of the whole batch, also if the micro-batches are not equally large."""
     torch.manual_seed(0)
     batch, sizes = (torch.randn(10), torch.randn(10)), []
+    before: list[float] = []  # the gradient at each evaluation of the loss
 
     def loss_fn(network: Line, x: Tensor, y: Tensor) -> Tensor:
         sizes.append(len(x))
+        before.append(0.0 if network.weight.grad is None else network.weight.grad.item())
         return (network.weight * x + network.bias - y).square()
 
     def gradient(parts: int | None) -> Tensor:
@@ -144,11 +190,21 @@ def accumulate_gradients(answer: Callable) -> None:
 
     wanted = gradient(None)
     sizes.clear()
+    before.clear()
     result = gradient(2)
     if sizes == [10]:
         raise WrongAnswer("The loss was computed on the whole batch at once. Split the batch into parts.")
     if allclose(result, wanted + 7):
         raise WrongAnswer("The gradient of the step before is still in it: call zero_grad first.")
+    if allclose(result, wanted) and before[0] == before[1]:
+        raise WrongAnswer(
+            "There is no backward between the parts, so the activations of all parts are in memory at once. "
+            "Call backward for each part."
+        )
+    if allclose(result, 10 * wanted):
+        raise WrongAnswer(
+            "That is the gradient of the sum. Divide by the number of images in the whole batch."
+        )
     if allclose(result, 2 * wanted):
         raise WrongAnswer(
             "Twice the gradient. The mean of a micro-batch counts only for its part of the batch."

@@ -1,7 +1,8 @@
 """Figures and tables of lesson 6's notebooks that need more code than a cell should show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import torch
@@ -29,7 +30,7 @@ def plot_system() -> Figure:
     box(axes, 4.1, 2.5, 1.9, 0.8, "text transformer\n(lesson 4)")
     box(axes, 6.6, 2.5, 2.6, 0.8, "base UNet, 64x64\n(lessons 1 to 4)", HIGHLIGHT)
     box(axes, 9.8, 2.5, 2.4, 0.8, "upsampler, 256x256\n(upsampling.ipynb)")
-    box(axes, 6.6, 0.7, 2.6, 0.8, "guided sampler\n(lessons 2 and 5)")
+    box(axes, 6.6, 0.7, 2.6, 0.8, "guided sampler\n(section 6)", HIGHLIGHT)
     box(axes, 0.1, 0.7, 1.5, 0.8, "captioned\nimages", HIGHLIGHT)
     box(axes, 2.1, 0.7, 1.5, 0.8, "batches\n(section 3)", HIGHLIGHT)
     box(axes, 4.1, 0.7, 1.9, 0.8, "training\n(sections 4 to 7)", HIGHLIGHT)
@@ -69,19 +70,27 @@ def parameter_table(presets: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(counts).map("{:,}".format)
 
 
-def flops_with_patches(size: int) -> int:
+def flops_with_patches(size: int, on_patches: Callable[..., Tensor]) -> int:
     """Return the FLOPs of one evaluation of `tiny` for one image, with patches of size x size pixels.
 
-    Its heads have 16 channels instead of 32, which divide the channels of every level at each patch size. The
-    width of the heads does not change the FLOPs.
+    on_patches: (network, x_t, t, size) -> the output of a network that sees patches. The heads have 16
+    channels instead of 32, which divide the channels of every level at each patch size. The width of the
+    heads does not change the FLOPs.
     """
     tiny = PRESETS["tiny"]
     with torch.device("meta"):
-        config = replace(tiny.network, patch_size=size, num_head_channels=16)
+        config = replace(
+            tiny.network,
+            image_size=64 // size,
+            in_channels=3 * size**2,
+            out_channels=6 * size**2,
+            patch_size=1,
+            num_head_channels=16,
+        )
         network = build_network(tiny, config, tiny.text, torch.ones(1000))
         text = network.encode_text(torch.zeros(1, 24).long(), torch.ones(1, 24).bool())  # type: ignore[operator]
         with FlopCounterMode(display=False) as counter:
-            network(torch.randn(1, 3, 64, 64), torch.zeros(1).long(), text)
+            on_patches(partial(network, text=text), torch.randn(1, 3, 64, 64), torch.zeros(1).long(), size)
     return counter.get_total_flops()
 
 
@@ -109,7 +118,7 @@ def plot_guidance_scales(path: str) -> Figure:
 
 
 def relation_table(path: str) -> pd.DataFrame:
-    """Return, by guidance scale, how the shapes of the pairs stand whose two shapes are right."""
+    """Return, by guidance scale, how the two shapes are arranged where both are right."""
     rows: Sequence[Mapping] = sorted(read_json(path)["rows"], key=lambda row: row["guidance_scale"])
     table = {
         f"s = {row['guidance_scale']}": {
@@ -118,8 +127,9 @@ def relation_table(path: str) -> pd.DataFrame:
             + row["relation_opposite"]
             + row["relation_other_axis"],
             "of these: as the caption says": row["relation_correct"],
-            "the opposite, such as right of for left of": row["relation_opposite"],
-            "side by side for one above the other, or the reverse": row["relation_other_axis"],
+            "reversed (right instead of left)": row["relation_opposite"],
+            "on the wrong axis (above instead of left)": row["relation_other_axis"],
+            "shapes and arrangement right, of all": f"{row['relation_correct'] / row['n_pair']:.0%}",
         }
         for row in rows
     }

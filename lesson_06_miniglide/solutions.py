@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from common.sampling import last_sample
+from lesson_01_ddpm.diffusion import GaussianDiffusion
+from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_04_text_conditioning.model import encode_prompts
 from lesson_05_cfg.dpm_solver import dpmpp_2m_sample
 from lesson_06_miniglide.networks.upsampler import area_downsample
@@ -33,8 +35,13 @@ def load_batch(folder: Path) -> tuple[Tensor, list[str]]:
     return torch.stack(images), captions
 
 
+def on_patches(network: Callable[..., Tensor], x_t: Tensor, t: Tensor, size: int) -> Tensor:
+    """Exercise 6.3: return the output [N, 6, H, W] of a network that sees patches of size x size pixels."""
+    return F.pixel_shuffle(network(F.pixel_unshuffle(x_t, size), t), size)
+
+
 def text_to_image_loss(model: Any, x_0: Tensor, tokens: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    """Exercise 6.3: return the loss of each image [N]: the error of the velocity, with dropped captions."""
+    """Exercise 6.4: return the loss of each image [N]: the error of the velocity, with dropped captions."""
     network, process = model.network, model.process
     n = len(x_0)
     keep = torch.rand(n) >= dropout
@@ -93,6 +100,14 @@ def test_captions_dropped(drop: Callable[[Tensor], Tensor]) -> None:
 def test_finite(network: nn.Module) -> None:
     """Exercise 6.6: fail if any parameter is NaN or infinite."""
     assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+def test_schedule(process: GaussianDiffusion) -> None:
+    """Exercise 6.6: fail unless the 2x2 means of x_t have the SNR of the cosine schedule."""
+    t, x_0 = torch.full((64,), 500), torch.ones(64, 3, 64, 64)
+    means = F.avg_pool2d(process.q_sample(x_0, t, torch.randn_like(x_0)), 2)
+    alpha_bar = GaussianDiffusion(cosine_betas(1000)).alpha_bar[500]
+    assert abs(means.mean() ** 2 / means.var() * (1 - alpha_bar) / alpha_bar - 1) < 0.05
 
 
 def low_res_input(image: Tensor, alpha_bar: float, noise: Tensor) -> Tensor:

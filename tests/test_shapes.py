@@ -67,6 +67,20 @@ def test_the_checker_rejects_every_changed_image():
     assert sum(accepted) <= 3
 
 
+def test_a_palette_adds_a_colour_only_where_it_is_given():
+    rng = random.Random(3)
+    white = render(parse("a large white square"), rng)
+    pink = (25 + (white - 25.0) / 220 * (np.array([250, 130, 190]) - 25)).round().astype(np.uint8)
+    palette = PALETTE | {"pink": (250, 130, 190)}
+    assert matches_caption(pink, "a large pink square", palette)
+    assert not matches_caption(white, "a large pink square", palette)
+    assert detect_shapes(pink) is None
+    with pytest.raises(ValueError, match="pink"):
+        matches_caption(pink, "a large pink square")
+    for scene, image in rendered_scenes(100):
+        assert matches_caption(image, str(scene), palette)
+
+
 def test_the_checker_rejects_images_with_other_things_than_shapes():
     rng = random.Random(0)
     scene = parse("a large red circle")

@@ -4,7 +4,7 @@
 
 trains it on the nine tenths of the photos that train.py --validation-fraction 0.1 trains on, measures it on
 the others, and writes pretrained/kind_classifier.safetensors. Its features measure every model of these
-photos (studies/photo_study.py); training it again changes those numbers.
+photos (evaluate.py --kinds); training it again changes those numbers.
 """
 
 from collections.abc import Iterable

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, UInt8
 
 from lesson_06_miniglide.shapes.render import BACKGROUND, ShapeInstance, relation_holds, signed_distance
-from lesson_06_miniglide.shapes.scenes import KINDS, PALETTE, RADII, SHAPES, Scene, ShapeSpec, parse
+from lesson_06_miniglide.shapes.scenes import KINDS, PALETTE, RADII, SHAPES, Palette, Scene, ShapeSpec, parse
 
 # Tolerances: a radius, in pixels; a colour, of 255; the area of specks that are ignored, in pixels; and the
 # intersection over union with the best matching shape.
@@ -20,17 +20,22 @@ Image = UInt8[np.ndarray, "size size 3"]
 Mask = Bool[np.ndarray, "size size"]
 
 
-def matches_caption(image: Image, caption: str) -> bool:
-    """Return whether the image shows everything that the caption says, and nothing else."""
-    scene, instances = parse(caption), detect_shapes(image)
+def matches_caption(image: Image, caption: str, palette: Palette = PALETTE) -> bool:
+    """Return whether the image shows everything that the caption says, and nothing else.
+
+    palette: the names of colours and their values of 0 to 255; other colours match nothing.
+    """
+    scene, instances = parse(caption, palette), detect_shapes(image, palette)
     if instances is None or not shows_specs(instances, scene):
         return False
     return scene.relation is None or shows_relation(instances, scene)
 
 
-def caption_accuracy(images: UInt8[np.ndarray, "n size size 3"], captions: Sequence[str]) -> float:
+def caption_accuracy(
+    images: UInt8[np.ndarray, "n size size 3"], captions: Sequence[str], palette: Palette = PALETTE
+) -> float:
     """Return the fraction of images that match their captions."""
-    return sum(map(matches_caption, images, captions)) / len(captions)
+    return sum(matches_caption(*pair, palette) for pair in zip(images, captions)) / len(captions)
 
 
 def accuracy_by_kind(
@@ -90,16 +95,16 @@ def size_of(instance: ShapeInstance) -> str | None:
     return None
 
 
-def detect_shapes(image: Image) -> list[ShapeInstance] | None:
+def detect_shapes(image: Image, palette: Palette = PALETTE) -> list[ShapeInstance] | None:
     """Return the shapes in an image; None if a part of it is neither background nor such a shape."""
     size, pixels = len(image), image.astype(np.float32)
     bright = pixels.max(-1)
-    palette = np.asarray(list(PALETTE.values()), np.float32)
-    hues = pixels / bright.clip(1)[..., None], palette / palette.max(-1, keepdims=True)
+    rgb = np.asarray(list(palette.values()), np.float32)
+    hues = pixels / bright.clip(1)[..., None], rgb / rgb.max(-1, keepdims=True)
     colours = np.square(hues[0][:, :, None] - hues[1]).sum(-1).argmin(-1)
     colours[bright < (BACKGROUND + 220) / 2] = -1
     instances, unexplained = [], abs(pixels - BACKGROUND).max(-1) > COLOUR_TOL
-    for index, colour in enumerate(PALETTE):
+    for index, colour in enumerate(palette):
         for part in connected_components(colours == index):
             if part.sum() >= MIN_AREA:
                 instance = classify_component(part, colour)
@@ -107,7 +112,7 @@ def detect_shapes(image: Image) -> list[ShapeInstance] | None:
                 inside = distance < -1
                 if iou(instance, part) < MIN_IOU:
                     return None
-                if abs(pixels[inside].mean(0) - palette[index]).max() > COLOUR_TOL:
+                if abs(pixels[inside].mean(0) - rgb[index]).max() > COLOUR_TOL:
                     return None
                 unexplained &= distance > 2
                 instances.append(instance)

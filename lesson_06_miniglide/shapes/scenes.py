@@ -7,9 +7,11 @@ Four pairs of colour and shape are held out of training.
 
 import random
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
-PALETTE = {
+Palette = Mapping[str, tuple[int, int, int]]
+PALETTE: Palette = {
     "red": (230, 50, 50),
     "green": (60, 200, 80),
     "blue": (70, 110, 250),
@@ -58,10 +60,13 @@ class Scene(NamedTuple):
         return "pair" if self.relation else "count" if self.specs[0].number > 1 else "single"
 
 
-def parse(caption: str) -> Scene:
-    """Return the scene that a caption describes. Raises ValueError for captions of other data."""
+def parse(caption: str, palette: Palette = PALETTE) -> Scene:
+    """Return the scene that a caption describes, with the colours of a palette.
+
+    Raises ValueError for captions of other data.
+    """
     relation = next((r for r in RELATIONS if f" {r} " in caption), None)
-    spec = rf"({'|'.join(COUNTS)}) (?:({'|'.join(RADII)}) )?({'|'.join(PALETTE)}) ({'|'.join(SHAPES)})(s?)"
+    spec = rf"({'|'.join(COUNTS)}) (?:({'|'.join(RADII)}) )?({'|'.join(palette)}) ({'|'.join(SHAPES)})(s?)"
     specs = []
     for part in caption.split(f" {relation} ") if relation else [caption]:
         found = re.fullmatch(spec, part)

@@ -1,6 +1,6 @@
-"""Training set-ups of which four have a bug each; nothing crashes. For exercise 6.6 of miniglide.ipynb.
+"""Training set-ups of which five have a bug each; nothing crashes. For exercise 6.6 of miniglide.ipynb.
 
-All four bugs are in the trainer of the report that this lesson follows (ERRATA.md).
+The bugs of A, B, D and E are in the trainer of the report that this lesson follows (ERRATA.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
+
+from lesson_01_ddpm.diffusion import GaussianDiffusion
+from lesson_06_miniglide.networks.presets import shifted_cosine_betas
 
 T = 1000  # timesteps
 
@@ -34,6 +37,7 @@ class Setup(NamedTuple):
     draw_t: Callable[[int], Int[Tensor, "n"]]  # number of images -> timesteps
     drop: Callable[[Bool[Tensor, "n length"]], Bool[Tensor, "n length"]]  # caption dropout of 20 %
     network: Callable[[], nn.Module]
+    process: GaussianDiffusion  # for images of 64x64 pixels: shifted by section 4
 
 
 def initialized() -> nn.Module:
@@ -56,6 +60,7 @@ RIGHT = Setup(
     draw_t=lambda n: torch.randint(0, T, (n,)),
     drop=lambda mask: mask & (torch.rand(len(mask)) >= 0.2)[:, None],
     network=initialized,
+    process=GaussianDiffusion(shifted_cosine_betas(T)),
 )
 SETUPS = {
     "A": RIGHT._replace(drop=lambda mask: mask.clone()),
@@ -63,12 +68,13 @@ SETUPS = {
     "C": RIGHT,
     "D": RIGHT._replace(draw_t=lambda n: torch.randint(0, T - 1, (n,))),
     "E": RIGHT._replace(scale=lambda pixels: pixels.float() / 255),
+    "F": RIGHT._replace(process=GaussianDiffusion(shifted_cosine_betas(T, divide_snr_by=1 / 4))),
 }
 
 
 def run_tests(setup: Setup, pixels: UInt8[Tensor, "n c h w"], tests: Sequence[Callable]) -> dict[str, str]:
-    """Return "ok" or "FAILS" for each of four tests, in the order of the parts of `Setup`."""
-    parts = (setup.scale(pixels), setup.draw_t, setup.drop, setup.network())
+    """Return "ok" or "FAILS" for each of five tests, in the order of the parts of `Setup`."""
+    parts = (setup.scale(pixels), setup.draw_t, setup.drop, setup.network(), setup.process)
     results = {}
     for test, part in zip(tests, parts):
         try:
