@@ -18,15 +18,17 @@ def dpmpp_2m_sample(
     x_T: Float[Tensor, "n c h w"],
     generator: torch.Generator | None = None,
     denoised_fn: DenoisedFn | None = clamp_x_0,
+    lower_order_final: bool = True,
 ) -> Iterator[SamplerStep]:
     """Sample deterministically from x_T, white noise; yield one step per timestep.
 
     Within a step the predicted x_0 is held constant at its value in the middle of the step, extrapolated
-    linearly in lambda = log(alpha / sigma) from the predictions here and one step earlier. Three steps use x_0
-    as it is predicted here: the first, which has no earlier prediction; the last, which ends at sigma = 0,
-    infinitely far in lambda; and the one before it, which with timesteps even in t is several times as long
-    in lambda as its predecessor, too far to extrapolate (the `lower_order_final` of the authors' code).
-    (`generator` is not used; samplers share one signature.)
+    linearly in lambda = log(alpha / sigma) from the predictions here and one step earlier. Two steps use x_0
+    as it is predicted here: the first, which has no earlier prediction, and the last, which ends at
+    sigma = 0, infinitely far in lambda. (`generator` is not used; samplers share one signature.)
+
+    lower_order_final: also do not extrapolate in the step before the last. With timesteps even in t it is
+    several times as long in lambda as its predecessor. (The authors' code has this option, too.)
     """
     alpha, sigma = diffusion.alpha_bar.sqrt(), (1 - diffusion.alpha_bar).sqrt()
     lambda_ = (alpha / sigma).log()
@@ -39,7 +41,7 @@ def dpmpp_2m_sample(
         else:
             h = lambda_[i - 1] - lambda_[i]
             x_0_mid = x_0
-            if x_0_before is not None and i > 1:
+            if x_0_before is not None and (i > 1 or not lower_order_final):
                 r = (lambda_[i] - lambda_[i + 1]) / h
                 x_0_mid = x_0 + (x_0 - x_0_before) / (2 * r.item())
             ratio, weight = sigma[i - 1] / sigma[i], -alpha[i - 1] * torch.expm1(-h)

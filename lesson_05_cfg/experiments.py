@@ -5,6 +5,7 @@ NAME is one of
     best_scale        the scale of the best FID alone; --num-samples 5000 gives accuracies within 0.2 %
     interval          guidance at some noise levels only
     samplers          ancestral sampling, DDIM and DPM-Solver++ at 5 to 50 steps
+    last_step         DPM-Solver++ with and without extrapolation in its last step
     drop_probability  training without caption dropout, with little and with much
     time_to_quality   quality after several training times, by Muon and AdamW, with t drawn in two ways
     mistakes          the classic bugs, next to the right version
@@ -68,6 +69,7 @@ COLUMN_TITLES = {
     "low": "guided from t",
     "high": "to",
     "steps": "sampling steps",
+    "last_step": "last step",
     "dropped": ("captions dropped", ".0%"),
     "timesteps": "t",
     "seconds_a_sample": ("seconds per sample", ".2f"),
@@ -130,6 +132,19 @@ def samplers(config: Config) -> None:
             row = study.table.row(measure_steps, sampler=name, steps=steps)
             curves[name].append((steps, row["kid"]))
     save_figure(study.table, plot_curves(curves, "network evaluations (with and without caption)", "KID"))
+
+
+def last_step(config: Config) -> None:
+    """Measure DPM-Solver++ with and without extrapolation in its last step to a noise level."""
+    study, network = open_pretrained(config)
+    curves = defaultdict(list)
+    for order, name in ((1, "first order"), (2, "second order")):
+        sampler = partial(dpmpp_2m_sample, lower_order_final=order == 1)
+        for steps in STEPS[:4]:
+            measure_steps = partial(measure, study, network, at_scale(BEST_SCALE), steps, sampler)
+            row = study.table.row(measure_steps, last_step=name, steps=steps)
+            curves[name].append((steps, row["fid"]))
+    save_figure(study.table, plot_curves(curves, "network evaluations (with and without caption)", "FID"))
 
 
 # -- experiments with training -------------------------------------------------------------------------------
@@ -223,7 +238,7 @@ def mistakes(config: Config) -> None:
 
 
 EXPERIMENTS = by_name(
-    (guidance_curve, best_scale, interval, samplers, drop_probability, time_to_quality, mistakes)
+    (guidance_curve, best_scale, interval, samplers, last_step, drop_probability, time_to_quality, mistakes)
 )
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One correct answer for each exercise of lesson 5; the notebooks fall back on them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,20 @@ def dynamic_threshold(x_0: Tensor, percentile: float = 99.5) -> Tensor:
     return x_0.clamp(-s, s) / s
 
 
+def interval_denoiser(
+    network: Callable[..., Tensor], cond: Any, uncond: Any, scale: float, low: int, high: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Exercise 5.5: return a denoiser that is guided at low <= t <= high, and plain elsewhere."""
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        with_caption = network(x_t, t, cond)
+        if not low <= t[0] <= high:
+            return with_caption
+        return guide(with_caption, network(x_t, t, uncond), scale, x_t.shape[1])
+
+    return denoiser
+
+
 def exponential_step(x: Tensor, x_0: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """Exercise 5.8: return x at lambda = end, from x at lambda = start and a constant predicted x_0."""
     sigma_start, sigma_end = (-2 * start).sigmoid().sqrt(), (-2 * end).sigmoid().sqrt()
@@ -40,7 +55,29 @@ def dpm_solver(predict_x_0: Callable[[Tensor, int], Tensor], x: Tensor, lambdas:
     h, x_0_before = lambdas.diff(), None
     for i in range(len(h)):
         x_0 = predict_x_0(x, i)
-        middle = x_0 if x_0_before is None else x_0_in_the_middle(x_0, x_0_before, h[i], h[i - 1])
-        x = exponential_step(x, middle, lambdas[i], lambdas[i + 1])
+        x_0_middle = x_0 if x_0_before is None else x_0_in_the_middle(x_0, x_0_before, h[i], h[i - 1])
+        x = exponential_step(x, x_0_middle, lambdas[i], lambdas[i + 1])
         x_0_before = x_0
     return x
+
+
+def dpm_solver_final(predict_x_0: Callable[[Tensor, int], Tensor], x: Tensor, lambdas: Tensor) -> Tensor:
+    """Exercise 5.11: solve the ODE like `dpm_solver`, with a last step of first order."""
+    h, x_0_before = lambdas.diff(), None
+    for i in range(len(h)):
+        x_0 = predict_x_0(x, i)
+        x_0_middle = x_0
+        if x_0_before is not None and i < len(h) - 1:
+            x_0_middle = x_0_in_the_middle(x_0, x_0_before, h[i], h[i - 1])
+        x = exponential_step(x, x_0_middle, lambdas[i], lambdas[i + 1])
+        x_0_before = x_0
+    return x
+
+
+corrected_solver = dpm_solver  # exercise 5.12
+
+
+def even_in_lambda(lambdas: Tensor, n: int) -> list[int]:
+    """Exercise 5.13: return increasing timesteps, the nearest ones to n even values of `lambdas` [T]."""
+    wanted = torch.linspace(lambdas[-1], lambdas[0], n, dtype=lambdas.dtype)
+    return sorted({(lambdas - value).abs().argmin().item() for value in wanted})
