@@ -35,35 +35,43 @@ def log_density(answer: Callable) -> None:
     def squared(fade: float) -> Tensor:
         return (x_t[:, None] - fade * data).square().sum((2, 3, 4))
 
-    for a in (0.2, 0.5):
+    for a in (0.2, 0.6):
         exponent = -squared(a**0.5) / (2 * (1 - a))
-        result = answer(x_t, data, torch.tensor(a))
+        with explaining(
+            "must match the size",
+            "Compare each noisy image with every clean one: x_t[:, None] makes room for them.",
+        ):
+            result = answer(x_t, data, torch.tensor(a))
         if isinstance(result, Tensor) and result.shape == (6, 3):
-            raise WrongAnswer("There is one value per data point: sum their densities (dim 1).")
+            raise WrongAnswer("That is one value per clean image: sum their densities (dim 1).")
         if isinstance(result, Tensor) and result.shape == (3,):
             raise WrongAnswer(
-                "The sum runs over the wrong dimension: one value per noisy image, not per datum."
+                "The sum runs over the wrong dimension: one value per noisy image, not per clean one."
             )
         if not answer(x_t + 100, data, torch.tensor(a)).isfinite().all():
             raise WrongAnswer("Far from the data every density rounds to 0, and log 0 = -inf: use logsumexp.")
         expect_shape(result, (6,))
         for message, wrong in (
             ("That is the density; return its logarithm.", exponent.logsumexp(1).exp()),
-            ("The sign is wrong: a datum far away must count less.", (-exponent).logsumexp(1)),
+            ("The sign is wrong: an image far away must count less.", (-exponent).logsumexp(1)),
             ("The sign is wrong: log p must be large near the data.", -exponent.logsumexp(1)),
-            ("The data fade: each mean is sqrt(alpha_bar) x_0.", (-squared(1) / (2 * (1 - a))).logsumexp(1)),
+            ("The mean is not x_0 but sqrt(alpha_bar) x_0.", (-squared(1) / (2 * (1 - a))).logsumexp(1)),
             ("The means have the factor sqrt(alpha_bar).", (-squared(a) / (2 * (1 - a))).logsumexp(1)),
             ("The variance is 1 - alpha_bar, not its root.", (exponent * (1 - a) ** 0.5).logsumexp(1)),
+            ("The variance is 1 - alpha_bar, not alpha_bar.", (exponent * (1 - a) / a).logsumexp(1)),
+            ("Square the distances.", (-squared(a**0.5).sqrt() / (2 * (1 - a))).logsumexp(1)),
             ("The 2 of the Gaussian's exponent is missing.", (2 * exponent).logsumexp(1)),
             ("Sum the squares over the pixels; do not average them.", (exponent / 16).logsumexp(1)),
-            ("That is the nearest datum alone; all of them count.", exponent.amax(1)),
+            ("That is the nearest image alone; all of them count.", exponent.amax(1)),
             ("Add the densities first, then take the logarithm.", exponent.sum(1)),
+            ("Add the densities first, then take the logarithm.", exponent.mean(1)),
         ):
             if allclose(result.diff(), wrong.diff()):
                 raise WrongAnswer(message)
         wanted = exponent.logsumexp(1).diff()
         if not allclose(result.diff(), wanted):
-            found = f"must differ by {wanted[0]:.2f}; yours differ by {result.diff()[0]:.2f}."
+            worst = int((result.diff() - wanted).abs().argmax())
+            found = f"must differ by {wanted[worst]:.2f}; yours differ by {result.diff()[worst]:.2f}."
             raise WrongAnswer(f"The values of two noisy images {found}")
 
 
@@ -83,6 +91,8 @@ def classifier_loss(answer: Callable) -> None:
     x_t, t = seen[0]
     if allclose(x_t, x_0):
         raise WrongAnswer("The classifier sees clean images; guidance will show it noisy ones. Use q_sample.")
+    if t.shape == (200,) and not t.any():
+        raise WrongAnswer("The classifier always gets t = 0: give it the t that q_sample got.")
     if t.shape != (200,) or len(t.unique()) < 50 or t.min() > 100 or t.max() < 900:
         raise WrongAnswer("Every image needs a random t of its own, between 0 and 999.")
     noise = DIFFUSION.noise_from_x_0(x_t, t, x_0)[t > 20]  # below, rounding is all there is
@@ -120,6 +130,8 @@ def guided_mean(answer: Callable) -> None:
         raise WrongAnswer("Downhill: log p(y | x_t) must rise, so add the gradient.")
     if allclose(result, mean + variance * gradient):
         raise WrongAnswer("The guidance scale is missing.")
+    if allclose(result, mean + 3 * gradient / variance):
+        raise WrongAnswer("The narrower the step, the smaller the shift: multiply by the variance.")
     if not allclose(result, mean + 3 * variance * gradient):
         raise WrongAnswer(
             "For mean 0.3, variance 0.04, gradient 2 and scale 3 the mean must move by 0.24; "
@@ -139,9 +151,9 @@ def log_p_gradient(answer: Callable) -> None:
             raise WrongAnswer("The classifier takes x_t [N, C, H, W] and t [N], as your function gets them.")
         return x.flatten(1) @ weight.T * (1 + t[:, None] / 500)
 
-    def gradient(t: Tensor) -> Tensor:
+    def gradient(t: Tensor, label: Tensor = y) -> Tensor:
         p = classifier(x_t, t).softmax(1)
-        return ((weight[y] - p @ weight) * (1 + t[:, None] / 500)).view_as(x_t)
+        return ((weight[label] - p @ weight) * (1 + t[:, None] / 500)).view_as(x_t)
 
     p, wanted = classifier(x_t, t).softmax(1), gradient(t)
     with (
@@ -150,6 +162,7 @@ def log_p_gradient(answer: Callable) -> None:
             "does not require grad",
             "Samplers run without gradients: use torch.enable_grad(), and requires_grad_ on x_t.",
         ),
+        explaining("only for scalar outputs", "autograd.grad needs a single number: sum over the images."),
     ):
         result = answer(classifier, x_t, t, y)
     if x_t.requires_grad:
@@ -165,6 +178,13 @@ def log_p_gradient(answer: Callable) -> None:
         raise WrongAnswer("The sign is wrong: that is the gradient of the cross entropy.")
     if allclose(result * 5, wanted) or allclose(-result * 5, wanted):
         raise WrongAnswer("It is too small by the size of the batch: take the sum over images, not the mean.")
+    of_class = torch.stack([gradient(t, torch.full_like(y, k)) for k in range(3)])
+    if allclose(result, of_class[y].sum(0)):
+        raise WrongAnswer(
+            "log_p[:, y] is [N, N], every image with every class of the batch: gather one each."
+        )
+    if allclose(result, of_class.sum(0)):
+        raise WrongAnswer("That is the sum over all classes. Take log p of the class y only.")
     if not allclose(result, wanted):
         raise WrongAnswer("For a classifier linear in x the gradient is wrong. Is it log p of the class y?")
 
@@ -185,6 +205,10 @@ def guided_noise(answer: Callable) -> None:
         raise WrongAnswer("From a score to a noise you multiply by sqrt(1 - alpha_bar); you divide by it.")
     if allclose(result, eps_hat - 3 * 0.64 * gradient):
         raise WrongAnswer("The factor is the root of 1 - alpha_bar.")
+    if allclose(result, eps_hat - 3 * 0.6 * gradient):
+        raise WrongAnswer("The factor is sqrt(1 - alpha_bar), not sqrt(alpha_bar).")
+    if allclose(result, 3 * (eps_hat - 0.8 * gradient)):
+        raise WrongAnswer("The scale belongs to the gradient alone.")
     if allclose(result, -eps_hat / 0.8 + 3 * gradient):
         raise WrongAnswer("That is the guided score. Turn it into a noise again.")
     if not allclose(result, eps_hat - 3 * 0.8 * gradient):

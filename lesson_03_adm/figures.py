@@ -1,7 +1,6 @@
 """Figures of adm.ipynb that need more code than a cell should show."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from matplotlib.axes import Axes
@@ -9,7 +8,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from common.diagrams import HIGHLIGHT, arrow, box, canvas
-from common.files import read_json
 from lesson_01_ddpm.diffusion import GaussianDiffusion
 
 MEANS = torch.tensor([[-0.7, -0.4], [0.7, -0.4], [0.0, 0.8]])  # of three classes in the plane
@@ -19,29 +17,42 @@ COLOURS = ["tab:blue", "tab:green", "tab:orange"]
 
 def plot_blocks() -> Figure:
     """Return a diagram of DDPM's residual block next to ADM's."""
-    figure, axes = canvas(8.5, 2.6, 11, 3.4)
-    for y, name, middle, colour in (
-        (2.0, "DDPM", ["norm, SiLU", "conv", "+ emb", "norm, SiLU", "conv"], HIGHLIGHT),
-        (0.4, "ADM", ["norm, SiLU", "up / down", "conv", "AdaGN(emb), SiLU", "conv"], HIGHLIGHT),
+    figure, axes = canvas(8.5, 3.0, 11, 3.9)
+    for y, name, parts, skip in (
+        (2.3, "DDPM", ["norm, SiLU", "conv", "+ emb", "norm, SiLU", "conv"], ""),
+        (0.3, "ADM", ["norm, SiLU", "up / down", "conv", "AdaGN(emb), SiLU", "conv"], "up / down"),
     ):
         axes.text(0.1, y + 0.3, name, fontsize=9, weight="bold", va="center")
-        x = 1.2
-        for i, text in enumerate(middle):
+        x = start = 1.2
+        for text in parts:
             width = 1.75 if "AdaGN" in text else 1.35
             new = "emb" in text or "up" in text
-            box(axes, x, y, width, 0.6, text, colour if new else "#eef1f5", size=7.5)
-            if i:
-                arrow(axes, (x - 0.25, y + 0.3), (x, y + 0.3))
-            x += width + 0.25
-        arrow(axes, (x - 0.25, y + 0.3), (x + 0.3, y + 0.3))
-        skip = "skip (up / down, too)" if name == "ADM" else "skip"
-        axes.annotate(
-            "",
-            (x + 0.1, y + 0.35),
-            (1.15, y + 0.35),
-            arrowprops={"arrowstyle": "->", "connectionstyle": "arc3,rad=-0.13", "linestyle": "--"},
+            arrow(axes, (x - 0.3, y + 0.3), (x, y + 0.3))
+            box(axes, x, y, width, 0.6, text, HIGHLIGHT if new else "#eef1f5", size=7.5)
+            x += width + 0.3
+        end, top = x + 0.1, y + 1.1
+        axes.plot(
+            [start - 0.2, start - 0.2, end, end],
+            [y + 0.3, top, top, y + 0.48],
+            "--",
+            color="black",
+            lw=1,
+            zorder=0,
         )
-        axes.text(5, y + 1.02, skip, ha="center", fontsize=7)
+        box(axes, 4.6, top - 0.25, 1.35, 0.5, "skip (1x1 conv)", "#eef1f5", size=7.5)
+        if skip:
+            box(axes, 2.9, top - 0.25, 1.35, 0.5, skip, HIGHLIGHT, size=7.5)
+        arrow(axes, (x - 0.3, y + 0.3), (end - 0.17, y + 0.3))
+        axes.text(
+            end,
+            y + 0.3,
+            "+",
+            ha="center",
+            va="center",
+            fontsize=9,
+            bbox={"boxstyle": "circle", "fc": "white"},
+        )
+        arrow(axes, (end + 0.17, y + 0.3), (end + 0.6, y + 0.3))
     return figure
 
 
@@ -50,7 +61,7 @@ def plot_guidance() -> Figure:
     figure, axes = canvas(8, 2.2, 10, 2.8)
     box(axes, 0.1, 1.1, 1.1, 0.6, "$x_t$, t")
     box(axes, 1.9, 1.9, 1.7, 0.6, "diffusion network")
-    box(axes, 1.9, 0.3, 1.7, 0.6, "noisy classifier", HIGHLIGHT)
+    box(axes, 1.9, 0.3, 1.7, 0.6, "classifier", HIGHLIGHT)
     box(axes, 4.4, 1.9, 2.0, 0.6, r"mean $\mu$, variance $\Sigma$")
     box(axes, 4.4, 0.3, 2.0, 0.6, r"$g = \nabla \log p(y\,|\,x_t)$", HIGHLIGHT)
     box(axes, 7.1, 1.1, 1.5, 0.6, r"$\mu + s\,\Sigma\,g$", HIGHLIGHT)
@@ -123,20 +134,3 @@ def plot_field(
     x, y = (alpha_bar**0.5 * MEANS).T
     axes.scatter(x, y, s=200, c=COLOURS, alpha=0.7)
     axes.set(title=title or f"t = {t}", xticks=[], yticks=[])
-
-
-def plot_ablation(path: str | Path, names: Sequence[str] | None = None) -> Figure:
-    """Return a bar chart of the FID of each variant of the UNet, at equal steps and at equal time."""
-    rows = [row for row in read_json(path)["rows"] if "network" in row]
-    names = names or list(dict.fromkeys(row["network"] for row in rows))
-    figure = Figure((6, 2.8), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for offset, at in ((-0.2, "equal steps"), (0.2, "equal time")):
-        fid = {row["network"]: row["fid"] for row in rows if row["at"] == at}
-        axes.barh([i + offset for i in range(len(names))], [fid[name] for name in names], 0.38, label=at)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel("FID (lower is better)")
-    axes.margins(x=0.35)  # room for the legend
-    axes.legend(loc="upper right")
-    return figure

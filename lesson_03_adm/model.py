@@ -1,7 +1,8 @@
 """Lesson 3's model: the ADM UNet, conditioned on the digit."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -14,13 +15,36 @@ from common.training.config import config_from_dict
 from lesson_02_improved_ddpm.model import IMAGE_SHAPE, make_diffusion
 from lesson_03_adm.adm_unet import ADMConfig, ClassConditionalUNet
 
-__all__ = ["IMAGE_SHAPE", "LESSON", "UNET_CONFIG", "build_model", "class_denoiser", "load", "make_diffusion"]
+__all__ = [
+    "IMAGE_SHAPE",
+    "LESSON",
+    "UNET_CONFIG",
+    "build_model",
+    "class_denoiser",
+    "load",
+    "make_diffusion",
+    "variants",
+]
 
 LESSON = "lesson_03_adm"
 # NEW: AdaGN, residual blocks that resample, attention at two resolutions in heads of 32 channels
 UNET_CONFIG = ADMConfig(
     out_channels=2, channel_mult=(0.5, 1, 2, 2), attention_resolutions=(8, 4), num_head_channels=32
 )
+# Lesson 2's UNet with classes, and what ADM changed; lesson 3 leaves out the attention at 16x16.
+PLAIN = replace(
+    UNET_CONFIG,
+    attention_resolutions=(8,),
+    num_head_channels=None,
+    scale_shift_norm=False,
+    resblock_updown=False,
+)
+CHANGES: dict[str, dict[str, Any]] = {
+    "AdaGN": {"scale_shift_norm": True},
+    "attention at 16, 8, 4": {"attention_resolutions": (16, 8, 4)},
+    "heads of 32": {"num_head_channels": 32},
+    "BigGAN up and down": {"resblock_updown": True},
+}
 
 
 def build_model(config: ADMConfig = UNET_CONFIG) -> Model:
@@ -42,3 +66,10 @@ def class_denoiser(network: nn.Module, classes: Int[Tensor, "n"]) -> MakeDenoise
     """Return indices -> denoiser for samples of classes[indices], as `common.sampling` takes it."""
     classes = classes.to(next(network.parameters()).device)
     return lambda indices: partial(network, y=select(classes, indices))
+
+
+def variants() -> dict[str, ADMConfig]:
+    """Return the settings of the ablation's networks by name: plain, with each change alone, with all."""
+    alone = {f"+ {name}": replace(PLAIN, **change) for name, change in CHANGES.items()}
+    together = {key: value for change in CHANGES.values() for key, value in change.items()}
+    return {"DDPM UNet": PLAIN} | alone | {"all": replace(PLAIN, **together)}

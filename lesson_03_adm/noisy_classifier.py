@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.layers import GroupNorm, attend
+from common.protocols import Denoiser
 from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_01_ddpm.unet import UNetEncoder
 from lesson_03_adm.adm_unet import (
@@ -69,3 +70,23 @@ def loss_classifier(
     t = torch.randint(diffusion.num_timesteps, (len(x_0),)).to(x_0.device)
     x_t = diffusion.q_sample(x_0, t, torch.randn_like(x_0))
     return F.cross_entropy(diffusion.predict(classifier, x_t, t), label, reduction="none")
+
+
+def exact_classifier(
+    diffusion: GaussianDiffusion, images: Float[Tensor, "m c h w"], labels: Int[Tensor, "m"]
+) -> Denoiser:
+    """Return the classifier (x_t, t) -> log p(x_t, y) + const, exact if these images are all the data.
+
+    The density of a class is a mean of Gaussians, one around each image times sqrt(alpha_bar).
+    """
+    of_class = [images[labels == y].flatten(1) for y in range(int(labels.max()) + 1)]
+
+    def classifier(x_t: Float[Tensor, "n c h w"], t: Int[Tensor, "n"]) -> Float[Tensor, "n classes"]:
+        a = diffusion.extract(diffusion.alpha_bar, t, x_t).flatten(1)
+        logits = []
+        for data in of_class:  # without the square of x_t, which is the same for all classes
+            exponents = (a.sqrt() * (x_t.flatten(1) @ data.T) - a * data.square().sum(1) / 2) / (1 - a)
+            logits.append(exponents.logsumexp(1))
+        return torch.stack(logits, 1)
+
+    return classifier

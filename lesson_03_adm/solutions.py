@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from lesson_01_ddpm.diffusion import GaussianDiffusion
 
 
-def ada_gn(norm: nn.GroupNorm, h: Tensor, emb: Tensor) -> Tensor:
+def ada_gn(norm: nn.GroupNorm, h: Tensor, scale_shift: Tensor) -> Tensor:
     """Exercise 3.1: return (1 + scale) norm(h) + shift."""
-    scale, shift = emb[:, :, None, None].chunk(2, 1)
+    scale, shift = scale_shift[:, :, None, None].chunk(2, 1)
     return norm(h) * (1 + scale) + shift
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from common.exercises import WrongAnswer, exercise, expect_shape, is_blank, judge, numbered
 from lesson_01_ddpm import checks as checks_1
 from lesson_01_ddpm import solutions as lesson_1
-from lesson_01_ddpm.diffusion import clamp_x_0
+from lesson_01_ddpm.diffusion import GaussianDiffusion, clamp_x_0
 from lesson_01_ddpm.solutions import alpha_bar, alpha_bar_prev, beta_tilde, betas, per_image, q_sample
 from lesson_02_improved_ddpm import checks as checks_2
 from lesson_02_improved_ddpm import solutions as lesson_2
@@ -60,7 +60,7 @@ ALL = [(lesson, name) for lesson in LESSONS for name in exercises(lesson)]
 
 
 def test_the_number_of_exercises():
-    assert [len(exercises(lesson)) for lesson in LESSONS] == [10, 9, 9, 10, 6, 9, 5, 3]
+    assert [len(exercises(lesson)) for lesson in LESSONS] == [10, 10, 9, 10, 10, 11, 5, 3]
 
 
 @pytest.mark.parametrize("lesson, name", ALL)
@@ -87,6 +87,11 @@ def loss_fn(network, x_0, t=None, target=None, noisy=True, reduce=torch.mean):
     return reduce((network(x_t, t) - (noise if target is None else target(x_0))).square())
 
 
+def same_noise_in_all_pixels(network, x_0):
+    t, noise = torch.randint(1000, (len(x_0),)), torch.randn(len(x_0), 1, 1, 1)
+    return (network(q_sample(x_0, t, noise), t) - noise).square().mean()
+
+
 def best_x_0(x_t, t, faint=True, std=False, factor=1):
     a = per_image(alpha_bar, t)
     return (factor * (a.sqrt() if faint else 1) * x_t / ((1 - a).sqrt() if std else 1 - a)).tanh()
@@ -103,20 +108,20 @@ def update_average(average, network, step, rate=lambda step: max(1 / step, 0.05)
         mean.lerp_(weight, rate(step))
 
 
-def posterior_mean(x_0, x_t, t, previous=alpha_bar_prev, swap=False, power=0.5):
-    coef_0 = previous.sqrt() * betas / (1 - alpha_bar)
+def posterior_mean(x_0, x_t, t, previous=alpha_bar_prev, swap=False, power=0.5, previous_power=0.5):
+    coef_0 = previous**previous_power * betas / (1 - alpha_bar)
     coef_t = (1 - betas) ** power * (1 - previous) / (1 - alpha_bar)
     x_0, x_t = (x_t, x_0) if swap else (x_0, x_t)
     return per_image(coef_0, t) * x_0 + per_image(coef_t, t) * x_t
 
 
-def reverse_step(network, x_t, t, std=None, last=False, clamp=True):
+def reverse_step(network, x_t, t, std=None, last=False, clamp=True, noise=torch.randn_like):
     steps = torch.full((len(x_t),), t)
     x_0 = lesson_1.x_0_from_noise(x_t, steps, network(x_t, steps))
     mean = lesson_1.posterior_mean(x_0.clamp(-1, 1) if clamp else x_0, x_t, steps)
     std = beta_tilde.sqrt() if std is None else std
     sigma = std[max(t, 1)].float() if t or last else 0
-    return mean + sigma * torch.randn_like(x_t)
+    return mean + sigma * noise(x_t)
 
 
 def step_with_mean(network, x_t, t, mean):
@@ -138,11 +143,12 @@ def sample(network, n, timesteps=range(999, -1, -1), start=torch.randn, keep=Tru
     return x
 
 
-def ideal_denoiser(data, x_t, t, faint=True, factor=-0.5, reduce=torch.sum, dim=1, of_noise=True):
+def ideal_denoiser(data, x_t, t, faint=True, factor=-0.5, reduce=torch.sum, dim=1, of_noise=True, std=False):
     a = per_image(alpha_bar, t)
     images = (a.sqrt()[:, None] if faint else 1) * data
     distance = reduce((x_t[:, None] - images).square(), (2, 3, 4))
-    x_0 = torch.einsum("nm,mchw->nchw", (factor * distance / (1 - a.view(-1, 1))).softmax(dim), data)
+    scale = (1 - a.view(-1, 1)) ** (0.5 if std else 1)
+    x_0 = torch.einsum("nm,mchw->nchw", (factor * distance / scale).softmax(dim), data)
     return (x_t - a.sqrt() * x_0) / (1 - a).sqrt() if of_noise else x_0
 
 
@@ -168,6 +174,7 @@ WRONG_1 = {
         "only be -1 or 1": lambda x, t: x / root(alpha_bar, t),
         "overflows": two_exponentials,
         "the average is 0.103": lambda *args: 0.9 * best_x_0(*args),
+        "That is the ratio": lambda *args: (1 + best_x_0(*args)) / (1 - best_x_0(*args)),
     },
     "x_0_from_noise": {
         "as faint": lambda x, t, n: x - root(1 - alpha_bar, t) * n,
@@ -176,6 +183,8 @@ WRONG_1 = {
         "sign is wrong": lambda x, t, n: (x + root(1 - alpha_bar, t) * n) / root(alpha_bar, t),
         "You multiply": lambda x, t, n: (x - root(1 - alpha_bar, t) * n) * root(alpha_bar, t),
         "At t = 500": lambda x, t, n: x,
+        "Only the noise": lambda x, t, n: x - root(1 - alpha_bar, t) / root(alpha_bar, t) * n,
+        "A root is missing": lambda x, t, n: (x - per_image(1 - alpha_bar, t) * n) / per_image(alpha_bar, t),
     },
     "residual_block": {
         "input is missing": lambda *args: residual_block(*args, skip=False),
@@ -186,6 +195,7 @@ WRONG_1 = {
             residual_block(block, x, emb, use_emb=False) + block.emb(F.silu(emb))[:, :, None, None]
         ),
         "order is norm": lambda *args: residual_block(*args, activation=F.relu),
+        "norm_1 comes before": lambda block, x, emb: block.norm_1(block.conv_1(x)),
     },
     "loss_fn": {
         "same t": lambda network, x: loss_fn(network, x, torch.randint(1000, (1,)).expand(len(x))),
@@ -202,6 +212,9 @@ WRONG_1 = {
         "is exclusive": lambda network, x: loss_fn(network, x, torch.randint(999, (len(x),))),
         "not called": lambda network, x: torch.tensor(1.0),
         "single number": lambda network, x: loss_fn(network, x, reduce=lambda e: e.mean((1, 2, 3))),
+        "counts t from 1 to 1000": lambda network, x: loss_fn(network, x, torch.randint(1, 1001, (len(x),))),
+        "absolute error": lambda network, x: loss_fn(network, x, reduce=lambda e: e.sqrt().mean()),
+        "get the same noise": same_noise_in_all_pixels,
     },
     "update_average": {
         "random initial": partial(update_average, rate=lambda step: 0.05),
@@ -226,6 +239,9 @@ WRONG_1 = {
         "simplify first": lambda x_0, x_t, t: (
             posterior_mean(x_0, x_t, t) + per_image(0 / (1 - alpha_bar_prev), t)
         ),
+        "contains sqrt(alpha_bar_prev)": partial(posterior_mean, previous_power=1),
+        "factor of x_0 contains": partial(posterior_mean, previous_power=1, power=1),
+        "at t = 50 it is": partial(posterior_mean, previous_power=0),
     },
     "reverse_step": {
         "adds no noise": lambda *args: reverse_step(*args, std=0 * betas),
@@ -241,6 +257,11 @@ WRONG_1 = {
         "not x_0_hat itself": partial(step_with_mean, mean=lambda x_0, eps, x_t, t: x_0),
         "not x_t itself": partial(step_with_mean, mean=lambda x_0, eps, x_t, t: x_t),
         "the posterior mean is": partial(step_with_mean, mean=lambda x_0, eps, x_t, t: (x_0 + x_t) / 2),
+        "as a tensor": lambda network, x_t, t: network(x_t, t),
+        "not x_{t-1}": lambda *args: reverse_step(*args).clamp(-1, 1),
+        "get the same noise": lambda *args: reverse_step(
+            *args, noise=lambda x_t: torch.randn(len(x_t), 1, 1, 1)
+        ),
     },
     "sample": {
         "Gradients are on": sample,
@@ -249,6 +270,7 @@ WRONG_1 = {
         "white noise": torch.no_grad()(partial(sample, start=torch.rand)),
         "same noise": torch.no_grad()(partial(sample, keep=False)),
         "expected (3, 1, 32, 32)": torch.no_grad()(lambda network, n: sample(network, n)[:1]),
+        "from 1000 to 1": torch.no_grad()(partial(sample, timesteps=range(1000, 0, -1))),
     },
     "ideal_denoiser": {
         "predicted x_0": partial(ideal_denoiser, of_noise=False),
@@ -258,6 +280,7 @@ WRONG_1 = {
         "nearest image": partial(ideal_denoiser, factor=0.5),
         "same weight": partial(ideal_denoiser, factor=0.0),
         "over the images": partial(ideal_denoiser, dim=0),
+        "divides by the variance": partial(ideal_denoiser, std=True),
     },
 }
 
@@ -270,12 +293,34 @@ def cosine_betas(T, power=2, largest=0.999, offset=0.008):
     return (1 - f[1:] / f[:-1]).clamp(max=largest)
 
 
-def loss_hybrid(diffusion, network, x_0, t, noise, weight=1.0, stop_eps=True, stop_v=False):
+def loss_hybrid(
+    diffusion,
+    network,
+    x_0,
+    t,
+    noise,
+    weight=1.0,
+    stop_eps=True,
+    stop_v=False,
+    simple=1,
+    stop_simple=False,
+    swap=False,
+):
     x_t = diffusion.q_sample(x_0, t, noise)
     eps_hat, v = network(x_t, t).chunk(2, 1)
     parts = [eps_hat.detach() if stop_eps else eps_hat, v.detach() if stop_v else v]
-    bits = vb_terms_bpd(diffusion, torch.cat(parts, 1), x_0, x_t, t)
-    return (eps_hat - noise).square().flatten(1).mean(1) + weight * bits
+    bits = vb_terms_bpd(diffusion, torch.cat(parts[::-1] if swap else parts, 1), x_0, x_t, t)
+    eps_hat = eps_hat.detach() if stop_simple else eps_hat
+    return simple * (eps_hat - noise).square().flatten(1).mean(1) + weight * bits
+
+
+def learned_range(
+    process, output, x_t, t, channel=1, swap=False, halved=True, mix=lambda f, x, y: f * y + (1 - f) * x
+):
+    f = output[:, channel : channel + 1]
+    f = (f + 1) / 2 if halved else f
+    low, high = (process.extract(x, t, x_t) for x in (process.posterior_log_variance, process.log_betas))
+    return mix(f, *((high, low) if swap else (low, high)))
 
 
 def vlb_term(
@@ -301,9 +346,9 @@ def vlb_term(
     return lesson_2.normal_kl(*pair[0], *pair[1]) / (per or math.log(2))
 
 
-def best_variance(process, i, error, power=2, table=None, keep=True):
+def best_variance(process, i, error, power=2, table=None, keep=True, large=False):
     c = process.posterior_mean_coef1[i] if table is None else table[i]
-    return process.beta_tilde[i] * keep + c**power * error
+    return (process.betas if large else process.beta_tilde)[i] * keep + c**power * error
 
 
 @torch.no_grad()
@@ -339,9 +384,12 @@ WRONG_2 = {
         "clamp to 0.999": lambda T: cosine_betas(T, largest=1.0),
         "largest beta is 0.9900": lambda T: cosine_betas(T, largest=0.99),
         "square of the cosine": lambda T: cosine_betas(T, power=1),
-        "alpha_bar is c": lambda T: cosine_betas(T, power=3),
+        "alpha_bar is g": lambda T: cosine_betas(T, power=3),
         "offset 0.008": lambda T: cosine_betas(T, offset=0),
         "two successive": lambda T: 1 - (1 - cosine_betas(T, largest=1.0)).cumprod(0).clamp(min=0.001),
+        "difference of two": lambda T: (
+            -torch.cat([torch.ones(1).double(), (1 - cosine_betas(T)).cumprod(0)]).diff()
+        ),
         "shifted by one step": lambda T: torch.cat([torch.zeros(1).double(), cosine_betas(T)[:-1]]),
     },
     "normal_kl": {
@@ -349,6 +397,8 @@ WRONG_2 = {
         "NaN": lambda m, v, n, w: lesson_2.normal_kl(m, v.log(), n, w),
         "in bits": lambda *args: lesson_2.normal_kl(*args) / math.log(2),
         "where is the 1/2": lambda *args: 2 * lesson_2.normal_kl(*args),
+        "the divergence is 0; your": lambda *args: lesson_2.normal_kl(*args) + 0.5,
+        "is 0; your formula gives": lambda m, v, n, w: lesson_2.normal_kl(m, v, n, w) + v - w + m.exp(),
         "your formula gives": lambda *args: 3 * lesson_2.normal_kl(*args),
     },
     "best_variance": {
@@ -358,12 +408,36 @@ WRONG_2 = {
         "a part is missing": partial(best_variance, keep=False),
         "which factor": partial(best_variance, power=0),
         "by c^2": partial(best_variance, power=1),
+        "of t - 1, not of t": lambda process, i, error: best_variance(
+            process, i, error, table=process.alpha_bar.sqrt() * process.betas / (1 - process.alpha_bar)
+        ),
+        "square only the factor": lambda process, i, error: best_variance(process, i, error**2),
+        "With an error of 0 the variance must be beta_tilde =": partial(best_variance, large=True),
         "white noise of variance 1": lambda process, i, error: best_variance(
             process, i, error, table=process.posterior_mean_coef2
         ),
     },
+    "learned_range": {
+        "v has no effect": partial(learned_range, channel=0),
+        "limits are swapped": partial(learned_range, swap=True),
+        "between 0 and 1": partial(learned_range, halved=False),
+        "return its logarithm": lambda *args: learned_range(*args).exp(),
+        "Interpolate the logarithms": partial(
+            learned_range, mix=lambda f, low, high: (f * high.exp() + (1 - f) * low.exp()).log()
+        ),
+        "v is clamped": partial(learned_range, mix=lambda f, low, high: low + f.clamp(0, 1) * (high - low)),
+        "NaN or infinity": partial(
+            learned_range, mix=lambda f, low, high: f * high.log() + (1 - f) * low.log()
+        ),
+        "v = 1 log beta": partial(learned_range, mix=lambda f, low, high: f + 0 * low),
+        "expected (3, 1, 4, 4)": lambda process, output, x_t, t: learned_range(process, output, x_t, t)[:, 0],
+    },
     "loss_hybrid": {
         "VLB is missing": lambda *args: loss_hybrid(*args, weight=0),
+        "far too small": lambda *args: loss_hybrid(*args, weight=1e-6),
+        "L_simple is missing": lambda *args: loss_hybrid(*args, simple=0),
+        "swapped in the VLB": lambda *args: loss_hybrid(*args, swap=True),
+        "no gradient at all": lambda *args: loss_hybrid(*args, stop_simple=True),
         "1000 times too small": lambda *args: loss_hybrid(*args, weight=0.001),
         "factor 0.001": lambda *args: loss_hybrid(*args, weight=1000),
         "reaches eps_hat": lambda *args: loss_hybrid(*args, stop_eps=False),
@@ -379,6 +453,9 @@ WRONG_2 = {
         "whole noise so far": lambda alpha_bar, kept: 1 - alpha_bar[kept],
         "before in `kept`": lambda alpha_bar, kept: 1 - alpha_bar[kept] / alpha_bar[(kept - 1).clamp(min=0)],
         "expected (4,)": lambda alpha_bar, kept: betas,
+        "before the first kept": lambda alpha_bar, kept: (
+            1 - alpha_bar[kept] / torch.cat([torch.zeros(1).double(), alpha_bar[kept][:-1]])
+        ),
     },
     "ddim_step": {
         "square roots": lambda x, eps, a, s: a * x + (1 - a) * eps,
@@ -386,6 +463,7 @@ WRONG_2 = {
         "each other's": lambda x, eps, a, s: (1 - a) ** 0.5 * x + a**0.5 * eps,
         "must be q_sample": lambda x, eps, a, s: x + (1 - a) ** 0.5 * eps,
         "no effect": lambda x, eps, a, s: a**0.5 * x + (1 - a) ** 0.5 * eps,
+        "Two calls differ": lambda *args: lesson_2.ddim_step(*args) + args[3] * torch.randn_like(args[0]),
         "add up to": lambda x, eps, a, s: a**0.5 * x + (1 - a - s) ** 0.5 * eps,
     },
     "vlb_term": {
@@ -408,7 +486,7 @@ WRONG_2 = {
         "Gradients are on": lambda process, network, x: network(x, torch.zeros(3)),
         "gets the index": partial(ddim, predict=lambda network, x, t: network(x, t)),
         "runs upwards": partial(ddim, order=iter),
-        "not clipped": partial(ddim, clip=False),
+        "not clamped": partial(ddim, clip=False),
         "compute it again": partial(ddim, again=False),
         "DDIM adds none": partial(ddim, noise=0.1),
         "alpha_bar_prev[i]": partial(ddim, of=alpha_bar),
@@ -437,14 +515,22 @@ def adm_block(
     project=True,
     activation=F.silu,
     emb_activation=F.silu,
+    modulate=lesson_3.ada_gn,
+    last=F.silu,
+    order=None,
 ):
     resample = block.resample or nn.Identity()
     h = activation(block.norm_1(x))
     h = block.conv_1(resample(h)) if early else resample(block.conv_1(h))
-    h = lesson_3.ada_gn(block.norm_2, h, block.emb(emb_activation(emb if use_emb else 0 * emb)))
-    h = block.conv_2(F.silu(h))
+    h = block.conv_1(order(block.norm_1, resample, x)) if order else h
+    h = modulate(block.norm_2, h, block.emb(emb_activation(emb if use_emb else 0 * emb)))
+    h = block.conv_2(last(h))
     x = resample(x) if both else x
     return (block.skip(x) if project else x) + h if skip else h
+
+
+def added_emb(norm, h, emb):
+    return norm(h + emb[:, :, None, None])
 
 
 class ClassConditional(nn.Module):
@@ -476,12 +562,18 @@ def classifier_loss(
 
 
 def log_p_gradient(
-    classifier, x_t, t, y, log_p=lambda logits: logits.log_softmax(1), start=lambda x: x.detach()
+    classifier,
+    x_t,
+    t,
+    y,
+    log_p=lambda logits: logits.log_softmax(1),
+    start=lambda x: x.detach(),
+    pick=lambda log_p, y: log_p.gather(1, y[:, None]),
+    add=torch.sum,
 ):
     with torch.enable_grad():
         x_t = start(x_t).requires_grad_(True)
-        of_y = log_p(classifier(x_t, t)).gather(1, y[:, None])
-        return torch.autograd.grad(of_y.sum(), x_t)[0]
+        return torch.autograd.grad(add(pick(log_p(classifier(x_t, t)), y)), x_t)[0]
 
 
 WRONG_3 = {
@@ -494,6 +586,11 @@ WRONG_3 = {
         "shift is missing": partial(ada_gn, shifted=False),
         "normalize first": lambda norm, h, emb: norm(ada_gn(nn.Identity(), h, emb)),
         "before it": lambda norm, h, emb: norm(h * (1 + emb[:, :8, None, None])) + emb[:, 8:, None, None],
+        "for the pixels": lambda norm, h, emb: norm(h) * (1 + emb[:, :8]) + emb[:, 8:],
+        "not the batch": lambda norm, h, emb: norm(h) * (1 + emb[:1, :, None, None]),
+        "every second": lambda norm, h, emb: ada_gn(norm, h, torch.cat([emb[:, ::2], emb[:, 1::2]], 1)),
+        "scaled, too": lambda norm, h, emb: (norm(h) + emb[:, 8:, None, None]) * (1 + emb[:, :8, None, None]),
+        "must become": lambda norm, h, emb: ada_gn(norm, h, 2 * emb),
     },
     "adm_block": {
         "different sizes": partial(adm_block, both=False),
@@ -503,6 +600,12 @@ WRONG_3 = {
         "skip connection": partial(adm_block, skip=False),
         "SiLU before each": partial(adm_block, activation=nn.Identity()),
         "through block.skip": partial(adm_block, project=False),
+        "not an addition": lambda block, x, emb: adm_block(block, x, emb, modulate=added_emb),
+        "is None in a block": lambda block, x, emb: adm_block(block, block.resample(x), emb),
+        "after norm_1": partial(adm_block, order=lambda norm, resample, x: F.silu(norm(resample(x)))),
+        "after AdaGN": lambda block, x, emb: adm_block(
+            block, x, emb, modulate=lambda norm, h, e: lesson_3.ada_gn(norm, F.silu(h), e), last=nn.Identity()
+        ),
     },
     "split_heads": {
         "plain reshape": lambda x, heads: x.reshape(len(x), heads, x.shape[1], -1),
@@ -523,18 +626,24 @@ WRONG_3 = {
         "reaches the rows": partial(ClassConditional, seen=lambda t, y: y // 2),
     },
     "log_density": {
-        "per data point": partial(log_density, join=lambda e: e),
+        "per clean image": partial(log_density, join=lambda e: e),
         "wrong dimension": partial(log_density, join=lambda e: e.logsumexp(0)),
         "return its logarithm": partial(log_density, join=lambda e: e.logsumexp(1).exp()),
         "must count less": partial(log_density, sign=1),
         "near the data": partial(log_density, join=lambda e: -e.logsumexp(1)),
-        "data fade": partial(log_density, root=torch.ones_like),
+        "The mean is not x_0": partial(log_density, root=torch.ones_like),
         "have the factor": partial(log_density, root=lambda a: a),
         "not its root": partial(log_density, power=0.5),
         "is missing": partial(log_density, factor=1),
         "do not average": partial(log_density, reduce=torch.mean),
-        "nearest datum": partial(log_density, join=lambda e: e.amax(1)),
+        "nearest image": partial(log_density, join=lambda e: e.amax(1)),
         "densities first": partial(log_density, join=lambda e: e.sum(1)),
+        "then take the logarithm": partial(log_density, join=lambda e: e.mean(1)),
+        "makes room": lambda x_t, data, a: (x_t - a.sqrt() * data).square().sum((1, 2, 3)),
+        "not alpha_bar": lambda x_t, data, a: log_density(x_t, data, a, factor=2 * a / (1 - a)),
+        "Square the distances": lambda x_t, data, a: (
+            -(x_t[:, None] - a.sqrt() * data).flatten(2).norm(dim=2) / (2 * (1 - a))
+        ).logsumexp(1),
         "must differ by": partial(log_density, factor=3),
         "use logsumexp": partial(log_density, join=lambda e: e.exp().sum(1).log()),
         "expected (6,)": partial(log_density, join=lambda e: e.logsumexp(1).sum()),
@@ -544,6 +653,7 @@ WRONG_3 = {
         "the variance belongs": lambda mean, variance, g, s: mean + s * variance.sqrt() * g,
         "Downhill": lambda mean, variance, g, s: mean - s * variance * g,
         "scale is missing": lambda mean, variance, g, s: mean + variance * g,
+        "smaller the shift": lambda mean, variance, g, s: mean + s * g / variance,
         "must move by": lambda mean, variance, g, s: mean + 2 * s * variance * g,
     },
     "log_p_gradient": {
@@ -556,6 +666,9 @@ WRONG_3 = {
         "must get t": lambda classifier, x, t, y: log_p_gradient(classifier, x, 0 * t, y),
         "as your function gets them": lambda classifier, x, t, y: log_p_gradient(classifier, x, t[0], y),
         "the class y": lambda c, x, t, y: log_p_gradient(c, x, t, 0 * y),
+        "gather one each": partial(log_p_gradient, pick=lambda log_p, y: log_p[:, y]),
+        "over all classes": partial(log_p_gradient, pick=lambda log_p, y: log_p),
+        "a single number": partial(log_p_gradient, add=lambda of_y: of_y),
     },
     "guided_noise": {
         "sign is wrong": lambda eps, g, a, s: eps + s * (1 - a).sqrt() * g,
@@ -564,6 +677,8 @@ WRONG_3 = {
         "you divide by it": lambda eps, g, a, s: eps - s * g / (1 - a).sqrt(),
         "Turn it into a noise": lambda eps, g, a, s: s * g - eps / (1 - a).sqrt(),
         "the root of": lambda eps, g, a, s: eps - s * (1 - a) * g,
+        "not sqrt(alpha_bar)": lambda eps, g, a, s: eps - s * a.sqrt() * g,
+        "gradient alone": lambda eps, g, a, s: s * (eps - (1 - a).sqrt() * g),
         "must be": lambda eps, g, a, s: eps - 2 * s * (1 - a).sqrt() * g,
     },
     "classifier_loss": {
@@ -571,6 +686,7 @@ WRONG_3 = {
         "noise is zero": lambda *args: classifier_loss(*args, noise=torch.zeros_like),
         "from randn": lambda *args: classifier_loss(*args, noise=torch.rand_like),
         "the same t": lambda *args: classifier_loss(*args, shift=400),
+        "always gets t = 0": lambda d, c, x, y: classifier_loss(d, lambda x_t, t: c(x_t, 0 * t), x, y),
         "softmax itself": lambda *args: classifier_loss(
             *args, of=lambda logits, y: F.cross_entropy(logits.softmax(1), y)
         ),
@@ -582,6 +698,20 @@ WRONG_3 = {
         "not called": lambda *args: torch.tensor(2.3026),
     },
 }
+
+
+class OneHotClassConditional(ClassConditional):
+    """A linear layer on one-hot vectors: the same function as a table."""
+
+    def __init__(self, unet, classes, width):
+        linear = nn.Linear(classes, width, bias=False)
+        super().__init__(unet, classes, width, table=lambda n, c: lambda y: linear(F.one_hot(y, n).float()))
+        self.linear = linear
+
+
+def test_a_linear_layer_on_one_hot_vectors_is_a_table():
+    assert judge(OneHotClassConditional, checks_3.class_conditional) == "correct."
+
 
 # -- lesson 4 ------------------------------------------------------------------------------------------------
 
@@ -851,10 +981,31 @@ def guide(cond, uncond, scale, channels, variance="cond"):
     return torch.cat([eps, rest], 1)
 
 
-def threshold(x_0, percentile, per_image=True, least=1.0, divide=True):
-    s = x_0.abs().flatten(1).quantile(percentile / 100, dim=1) if per_image else x_0.abs().quantile(0.9)
+def threshold(x_0, percentile, per_image=True, least=1.0, divide=True, size=torch.abs):
+    s = size(x_0).flatten(1).quantile(percentile / 100, dim=1) if per_image else x_0.abs().quantile(0.9)
     s = s.clamp(min=least).view(-1, 1, 1, 1)
     return x_0.clamp(-s, s) / (s if divide else 1)
+
+
+def interval(
+    network,
+    cond,
+    uncond,
+    scale,
+    low,
+    high,
+    first=lambda t: t[0],
+    turn=bool,
+    outside_uncond=False,
+    always_twice=False,
+):
+    def denoiser(x_t, t):
+        inside = turn(low <= first(t) <= high)
+        with_caption = network(x_t, t, cond if inside or not outside_uncond else uncond)
+        without = network(x_t, t, uncond) if inside or always_twice else None
+        return guide(with_caption, without, scale, x_t.shape[1]) if inside else with_caption
+
+    return denoiser
 
 
 def sigma_of(lambda_):
@@ -877,17 +1028,49 @@ def lengths(h, i):
     return h[i], h[i - 1]
 
 
-def solver(predict_x_0, x, lambdas, remember=True, twice=False, keep_middle=False, lengths=lengths):
-    before = None
-    for i in range(len(lambdas) - 1):
+def solver(
+    predict_x_0,
+    x,
+    lambdas,
+    remember=True,
+    twice=False,
+    keep_middle=False,
+    lengths=lengths,
+    replace=True,
+    part=1,
+    extrapolates=lambda i, n: True,
+):
+    before, h = None, lambdas.diff()
+    for i in range(len(h)):
         x_0 = predict_x_0(x, i)
         if twice:
             predict_x_0(x, i)
-        h = lambdas.diff()
-        middle = x_0 if before is None else lesson_5.x_0_in_the_middle(x_0, before, *lengths(h, i))
-        x = lesson_5.exponential_step(x, middle, lambdas[i], lambdas[i + 1])
-        before = (middle if keep_middle else x_0) if remember else None
+        second_order = before is not None and extrapolates(i, len(h))
+        middle = lesson_5.x_0_in_the_middle(x_0, before, *lengths(h, i)) if second_order else x_0
+        x = lesson_5.exponential_step(x, middle, lambdas[i], lambdas[i] + part * h[i])
+        if remember and (replace or before is None):
+            before = middle if keep_middle else x_0
     return x
+
+
+def nearest(lambdas, wanted):
+    return [(lambdas - value).abs().argmin().item() for value in wanted]
+
+
+def even(lambdas, n, end=-1):
+    return nearest(lambdas, torch.linspace(lambdas[0], lambdas[end], n, dtype=lambdas.dtype))
+
+
+WRONG_SOLVER = {
+    "8 times": partial(solver, twice=True),
+    "step before it": partial(solver, remember=False),
+    "not its extrapolation": partial(solver, keep_middle=True),
+    "h and h_before are exchanged": partial(solver, lengths=lambda h, i: (h[i - 1], h[i])),
+    "equally long": partial(solver, lengths=lambda h, i: (h[i], h[i])),
+    "replaced in every step": partial(solver, replace=False),
+    "ends in its middle": partial(solver, part=0.5),
+    "once per step": lambda predict, x, lambdas: solver(predict, x, lambdas[:-1]),
+}
 
 
 WRONG_5 = {
@@ -898,8 +1081,15 @@ WRONG_5 = {
         "those of cond": partial(guide, variance="uncond"),
         "exchanged": lambda cond, uncond, s, c: guide(cond, uncond, 1 - s, c),
         "no effect": lambda cond, uncond, s, c: cond,
+        "changes cond or uncond": lambda cond, uncond, s, c: guide(
+            cond, uncond.sub_(uncond - uncond.roll(1)), s, c
+        ),
+        "With channels = 1": lambda cond, uncond, s, c: guide(cond, uncond, s, 3),
     },
     "drop_captions": {
+        "Add an axis": lambda mask, p: mask & (torch.rand(len(mask)) > p),
+        "with a bool": lambda mask, p: mask & (torch.rand(len(mask), 1) > p).float(),
+        "must stay bool": lambda mask, p: mask * (torch.rand(len(mask), 1) > p).float(),
         "some of their tokens": lambda mask, p: mask & (torch.rand(mask.shape) > p),
         "shares one random number": lambda mask, p: mask & (torch.rand(1) > p),
         "wrong way round": lambda mask, p: mask & (torch.rand(len(mask), 1) < p),
@@ -912,6 +1102,29 @@ WRONG_5 = {
         "at least 1": partial(threshold, least=0.0),
         "remain": partial(threshold, divide=False),
         "not clipped at": lambda x_0, p: threshold(x_0, 99),
+        "Add axes": lambda x_0, p: x_0 / x_0.abs().flatten(1).quantile(p / 100, dim=1),
+        "divide the percentile": lambda x_0, p: x_0 * x_0.flatten(1).quantile(p, dim=1)[:, None, None, None],
+        "absolute value first": lambda x_0, p: threshold(x_0, p, size=lambda x_0: x_0),
+        "its own percentile. Take one per image": lambda x_0, p: threshold(
+            x_0.flatten(0, 1)[:, None], p
+        ).view_as(x_0),
+        "clipped at 1": lambda x_0, p: (
+            x_0.clamp(-1, 1) / (threshold(x_0, p, divide=False).abs().amax((1, 2, 3), True).clamp(min=1))
+        ),
+    },
+    "interval_denoiser": {
+        "compare t[0]": partial(interval, first=lambda t: t),
+        "does not return a function": lambda network, cond, *rest: network(
+            torch.zeros(2, 3, 4, 4), torch.zeros(2), cond
+        ),
+        "use <=": lambda network, cond, uncond, s, low, high: interval(
+            network, cond, uncond, s, low + 1, high - 1
+        ),
+        "is not guided": partial(interval, turn=lambda inside: not inside),
+        "outside of the interval 300 to 600": partial(interval, turn=lambda inside: True),
+        "must get cond": partial(interval, outside_uncond=True),
+        "must be evaluated once": partial(interval, always_twice=True),
+        "neither the guided": lambda network, cond, uncond, *rest: interval(network, uncond, cond, *rest),
     },
     "exponential_step": {
         "upside down": partial(step, ratio=lambda start, end: sigma_of(start) / sigma_of(end)),
@@ -920,6 +1133,21 @@ WRONG_5 = {
         "e^end - e^start": partial(step, sign=-1),
         "e^lambda is missing": partial(step, weight=lambda lambda_: lambda_),
         "exchanged": partial(step, ratio=lambda start, end: alpha_of(end) / alpha_of(start), factor=alpha_of),
+        "is the square root": lambda x, x_0, start, end: step(
+            x, x_0, start, end, lambda a, b: sigma_ratio(a, b) ** 2, lambda end: sigma_of(end) ** 2
+        ),
+        "is not e^(end - start)": lambda x, x_0, start, end: (
+            sigma_ratio(start, end) * x + sigma_of(end) * (end - start).exp() * x_0
+        ),
+        "integrate it": lambda x, x_0, start, end: (
+            sigma_ratio(start, end) * x + sigma_of(end) * (end - start) * start.exp() * x_0
+        ),
+        "at the end of the step": lambda x, x_0, start, end: (
+            sigma_ratio(start, end) * x + sigma_of(start) * (end.exp() - start.exp()) * x_0
+        ),
+        "The paper's h": lambda x, x_0, start, end: (
+            sigma_ratio(start, end) * x + alpha_of(end) * (1 - (end - start).exp()) * x_0
+        ),
         "must become": lambda x, x_0, start, end: x_0,
     },
     "x_0_in_the_middle": {
@@ -927,17 +1155,34 @@ WRONG_5 = {
         "end of the step": lambda x_0, before, h, h_before: x_0 + (x_0 - before) * h / h_before,
         "sign is wrong": lambda x_0, before, h, h_before: x_0 - (x_0 - before) * h / (2 * h_before),
         "equally long": lambda x_0, before, h, h_before: x_0 + (x_0 - before) / 2,
+        "h and h_before are exchanged": lambda x_0, before, h, h_before: (
+            x_0 + (x_0 - before) * h_before / (2 * h)
+        ),
+        "in parentheses": lambda x_0, before, h, h_before: x_0 + (x_0 - before) * h / 2 * h_before,
         "is 2.9": lambda x_0, before, h, h_before: before,
     },
     "dpm_solver": {
-        "80 times": partial(solver, twice=True),
-        "step before it": partial(solver, remember=False),
-        "not its extrapolation": partial(solver, keep_middle=True),
-        "h and h_before are exchanged": partial(solver, lengths=lambda h, i: (h[i - 1], h[i])),
-        "equally long": partial(solver, lengths=lambda h, i: (h[i], h[i])),
-        "length 0.2, 0.8 and 0.2": partial(solver, lengths=lambda h, i: (h[i], h[0])),
-        "once per step": lambda predict, x, lambdas: solver(predict, x, lambdas[:-1]),
+        **WRONG_SOLVER,
+        "steps of unequal length": partial(solver, lengths=lambda h, i: (h[i], h[0])),
+        "should by 4": partial(solver, extrapolates=lambda i, n: i % 2),
         "is off by": lambda predict, x, lambdas: 2 * solver(predict, x, lambdas),
+    },
+    "dpm_solver_final": {
+        **WRONG_SOLVER,
+        "still extrapolates": solver,
+        "last two steps": partial(solver, extrapolates=lambda i, n: i < n - 2),
+        "other way round": partial(solver, extrapolates=lambda i, n: i == n - 1),
+        "long second step": partial(solver, extrapolates=lambda i, n: i == 2),
+        "nothing but the last one": lambda predict, x, lambdas: 2 * solver(predict, x, lambdas),
+    },
+    "corrected_solver": WRONG_SOLVER,
+    "even_in_lambda": {
+        "increasing": lambda lambdas, n: even(lambdas, n)[::-1],
+        "even in t": lambda lambdas, n: torch.linspace(0, 100, n).round().int().tolist(),
+        "and should from": partial(even, end=-2),
+        "Six timesteps": lambda lambdas, n: even(lambdas, n - 1)[::-1] if n > 6 else [0, 50, 100],
+        "yours are": lambda lambdas, n: [t + (t == 45) for t in even(lambdas, n)],
+        "occur twice": lambda lambdas, n: sorted(even(lambdas, n)),
     },
 }
 
@@ -1015,6 +1260,44 @@ def drops_nothing_or_tokens(mask):
     return mask.all() or (mask.any(1) != mask.all(1)).any()
 
 
+def one_backward(network, loss_fn, batch, parts):
+    network.zero_grad()
+    losses = [loss_fn(network, *chunk) for chunk in zip(*(x.chunk(parts) for x in batch))]
+    torch.cat(losses).mean().backward()
+
+
+def velocity_loss(model, x_0, tokens, mask, dropout, network=None, shape=(-1, 1, 1, 1), channels=3):
+    text = model.network.encode_text(tokens, mask & (torch.rand(len(mask), 1) >= dropout))
+    t, noise = torch.randint(10, (len(x_0),)), torch.randn_like(x_0)
+    network = (network or (lambda model: model.network.network))(model)
+    v_hat = network(model.process.q_sample(x_0, t, noise), t, text=text)[:, :channels]
+    a = model.process.alpha_bar[t].float()
+    v = a.view(-1, 1, 1, 1).sqrt() * noise - (1 - a.view(shape)).sqrt() * x_0
+    return (v_hat - v).square().mean((1, 2, 3))
+
+
+def one_empty_caption(model, tokenizer, prompts, scale, steps):
+    network = model.network
+    cond, uncond = encode_prompts(network, tokenizer, prompts), encode_prompts(network, tokenizer, [""])
+
+    def denoiser(x_t, t):
+        u = network(x_t, t, text=uncond)
+        return u + scale * (network(x_t, t, text=cond) - u)
+
+    x_T = torch.randn(len(prompts), *network.image_shape)
+    return [*dpmpp_2m_sample(model.process.respace_evenly(steps), denoiser, x_T)][-1].x_prev
+
+
+def schedule_is(alpha_bar, low, high):
+    """A test of the SNR at t = 500, relative to the cosine schedule."""
+
+    def test(process):
+        ratio = process.alpha_bar[500] / (1 - process.alpha_bar[500]) * (1 - alpha_bar) / alpha_bar
+        assert low < ratio < high
+
+    return test
+
+
 def fail_if(condition):
     def test(part):
         assert not condition(part)
@@ -1022,6 +1305,7 @@ def fail_if(condition):
     return test
 
 
+COSINE_500 = GaussianDiffusion(cosine_betas(1000)).alpha_bar[500]
 WRONG_6 = {
     "shift_schedule": {
         "alpha_bar itself": lambda a, k: (a / k**2, a),
@@ -1033,6 +1317,15 @@ WRONG_6 = {
         "Take the root": partial(shift_schedule, factor=lambda a, shifted: a / shifted),
         "upside down": partial(shift_schedule, factor=lambda a, shifted: (shifted / a).sqrt()),
         "shifted is right": partial(shift_schedule, factor=lambda a, shifted: 0 * a + 2),
+    },
+    "on_patches": {
+        "must get the shape (2, 12, 4, 4), and gets (2, 3, 8, 8)": lambda net, x, t, size: net(x, t),
+        "gets (2, 3, 4, 4)": lambda net, x, t, size: net(F.avg_pool2d(x, size), t),
+        "still gets patches of 2x2": lambda net, x, t, size: lesson_6.on_patches(net, x, t, 2),
+        "not its patch": lambda net, x, t, size: net(x.reshape(2, 3 * size**2, 8 // size, -1), t),
+        "one position per patch": lambda net, x, t, size: net(F.pixel_unshuffle(x, size), t),
+        "the timesteps t": lambda net, x, t, size: lesson_6.on_patches(net, x, t // size, size),
+        "wrong order": lambda net, x, t, size: net(F.pixel_unshuffle(x, size), t).reshape(2, 6, 8, 8),
     },
     "text_to_image_loss": {
         "No caption": partial(text_to_image_loss, keep=lambda mask, p: mask),
@@ -1051,6 +1344,10 @@ WRONG_6 = {
         "one loss per image": partial(text_to_image_loss, reduce=(0, 1, 2, 3)),
         "sum over the pixels": lambda *args: 12 * text_to_image_loss(*args),
         "not the error": lambda *args: 2 * text_to_image_loss(*args),
+        "model.network predicts noise": partial(velocity_loss, network=lambda model: model.network),
+        "has 10 timesteps": partial(text_to_image_loss, t=lambda n: torch.randint(1000, (n,))),
+        "the first three are": partial(velocity_loss, channels=6),
+        "the shape [N, 1, 1, 1]": partial(velocity_loss, shape=-1),
     },
     "text_to_image": {
         "white noise": partial(text_to_image, start=torch.zeros),
@@ -1063,6 +1360,14 @@ WRONG_6 = {
         "are exchanged": partial(text_to_image, guide=lambda c, u, s: u + s * (u - c) + c - u),
         "must be eps_uncond": partial(text_to_image, empty="0"),
         "expected (2, 3, 4, 4)": partial(text_to_image, last=lambda steps: steps[-1].x_prev[0]),
+        "2 images and 1 encoded": one_empty_caption,
+        "from model.network.image_shape": partial(
+            text_to_image, start=lambda n, *_: torch.randn(n, 3, 64, 64)
+        ),
+        "use model.network.": lambda model, *args: text_to_image(
+            model._replace(network=model.network.network), *args
+        ),
+        "last_sample": lambda model, tokenizer, prompts, *args: torch.zeros(len(prompts), 3, 4, 4),
     },
     "test_range": {
         "have no negative value": fail_if(lambda x: x.abs().max() > 1),
@@ -1077,17 +1382,30 @@ WRONG_6 = {
         "not the right ones": fail_if(lambda draw_t: len(draw_t(100_000).unique()) != 1000),
         "no t = 1000": fail_if(lambda draw_t: not set(range(1000)) <= set(draw_t(100_000).tolist())),
         "by chance": fail_if(lambda draw_t: len(draw_t(1000).unique()) < 1000),
+        "an odd t": fail_if(lambda draw_t: (draw_t(100_000).min(), draw_t(100_000).max()) != (0, 999)),
     },
     "test_captions_dropped": {
         "never drops": fail_if(lambda drop: not drop(torch.ones(2000, 9) > 0).any()),
         "single tokens": fail_if(lambda drop: drop(torch.ones(2000, 9) > 0).float().mean() > 0.9),
         "allow for chance": fail_if(lambda drop: drop(torch.ones(10, 9) > 0).any(1).sum() != 8),
         "drops all": fail_if(lambda drop: drops_nothing_or_tokens(drop(torch.ones(2000, 9) > 0))),
+        "drops 80 %": fail_if(
+            lambda drop: drops_nothing_or_tokens(m := drop(torch.ones(2000, 9) > 0)) or not m.any()
+        ),
     },
     "test_finite": {
         "NaN in a parameter": fail_if(lambda network: False),
         "infinity": fail_if(lambda network: any(p.isnan().any() for p in network.parameters())),
         "are finite": fail_if(lambda network: True),
+        "second parameter": fail_if(lambda network: not next(network.parameters()).isfinite().all()),
+    },
+    "test_schedule": {
+        "multiplied by 4": fail_if(lambda process: False),
+        "without a shift": schedule_is(COSINE_500, 0, 2),
+        "divided by 2": schedule_is(COSINE_500, 0, 0.7),
+        "divided by 16": schedule_is(COSINE_500, 0, 0.3),
+        "a quarter of the cosine": schedule_is(COSINE_500, 0.9, 1.1),
+        "Write assert": lambda process: process.alpha_bar[500] < 0.3,
     },
     "load_batch": {
         "convert('RGB')": lambda folder: load_batch(folder, mode=None),
@@ -1098,6 +1416,8 @@ WRONG_6 = {
         "do not crop": partial(load_batch, fit=True),
         "in UTF-8": lambda folder: (load_batch(folder)[0], ["a dog"] * 4),
         "list of captions": lambda folder: (list(load_batch(folder)[0]), load_batch(folder)[1]),
+        "two things": lambda folder: load_batch(folder)[0],
+        "float32": lambda folder: (load_batch(folder)[0].double(), load_batch(folder)[1]),
     },
     "accumulate_gradients": {
         "step before": partial(accumulate, zero=False),
@@ -1106,6 +1426,10 @@ WRONG_6 = {
         "4, 4 and 2": accumulate,
         "at once": lambda *args: lesson_6.accumulate_gradients(*args[:3], 1),
         "no gradient": lambda network, loss_fn, batch, parts: network.zero_grad(),
+        "no backward between": one_backward,
+        "gradient of the sum": lambda network, loss_fn, batch, parts: lesson_6.accumulate_gradients(
+            network, lambda *args: len(batch[0]) * loss_fn(*args), batch, parts
+        ),
     },
 }
 

@@ -9,7 +9,8 @@ import torch
 from lesson_01_ddpm.diffusion import GaussianDiffusion, ddpm_sample, linear_betas
 from lesson_02_improved_ddpm.ddim import ddim_sample
 from lesson_03_adm.classifier_guidance import classifier_gradient, condition_mean, condition_score
-from lesson_03_adm.noisy_classifier import loss_classifier
+from lesson_03_adm.noisy_classifier import exact_classifier, loss_classifier
+from lesson_03_adm.solutions import log_density
 
 DIFFUSION = GaussianDiffusion(linear_betas(1000))
 MEANS, VARIANCE = torch.tensor([-0.5, 0.5]), 0.01  # of every pixel, given the class
@@ -110,3 +111,13 @@ def test_the_loss_is_the_cross_entropy_of_the_prediction_from_x_t():
     assert losses[t > 900].mean().item() == pytest.approx(
         math.log(2), abs=0.03
     )  # no information about the class is left
+
+
+def test_the_exact_classifier_of_a_finite_data_set():
+    """Its logits are log p(x_t, y) up to a constant that is the same for all classes."""
+    images, labels = 0.5 * torch.randn(7, 1, 4, 4), torch.tensor([0, 1, 2, 1, 0, 2, 2])
+    x_t, t = torch.randn(5, 1, 4, 4), torch.full((5,), 300)
+    alpha_bar_t = DIFFUSION.alpha_bar[300].float()
+    wanted = torch.stack([log_density(x_t, images[labels == y], alpha_bar_t) for y in range(3)], 1)
+    logits = exact_classifier(DIFFUSION, images, labels)(x_t, t)
+    torch.testing.assert_close(logits.log_softmax(1), wanted.log_softmax(1), rtol=1e-4, atol=1e-4)

@@ -14,12 +14,12 @@ from common.files import ROOT
 
 NOTEBOOKS = {
     "lesson_01_ddpm/ddpm.ipynb": 10,
-    "lesson_02_improved_ddpm/improved_ddpm.ipynb": 9,
+    "lesson_02_improved_ddpm/improved_ddpm.ipynb": 10,
     "lesson_03_adm/adm.ipynb": 9,
     "lesson_04_text_conditioning/text_conditioning.ipynb": 10,
-    "lesson_05_cfg/cfg.ipynb": 3,
-    "lesson_05_cfg/fast_sampling.ipynb": 3,
-    "lesson_06_miniglide/miniglide.ipynb": 9,
+    "lesson_05_cfg/cfg.ipynb": 4,
+    "lesson_05_cfg/fast_sampling.ipynb": 6,
+    "lesson_06_miniglide/miniglide.ipynb": 11,
     "lesson_06_miniglide/upsampling.ipynb": 1,
     "lesson_06_miniglide/editing.ipynb": 3,
     "lesson_06_miniglide/clip_guidance.ipynb": 1,
@@ -33,7 +33,7 @@ SHORTER = {
         "train(network, 300)": "train(network, 60)",
         "WithoutSkips(UNet(UNET_CONFIG)), 100)": "WithoutSkips(UNet(UNET_CONFIG)), 60)",
     },
-    "lesson_02_improved_ddpm/improved_ddpm.ipynb": {"for _ in range(300):": "for _ in range(60):"},
+    "lesson_02_improved_ddpm/improved_ddpm.ipynb": {"range(1, 301)": "range(1, 61)"},
     "lesson_03_adm/adm.ipynb": {
         "for _ in range(150):": "for _ in range(40):",
         "steps=300,": "steps=40,",
