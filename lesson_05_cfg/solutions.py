@@ -77,7 +77,7 @@ def dpm_solver_final(predict_x_0: Callable[[Tensor, int], Tensor], x: Tensor, la
 corrected_solver = dpm_solver  # exercise 5.12
 
 
-def even_in_lambda(lambdas: Tensor, n: int) -> list[int]:
-    """Exercise 5.13: return increasing timesteps, the nearest ones to n even values of `lambdas` [T]."""
-    wanted = torch.linspace(lambdas[-1], lambdas[0], n, dtype=lambdas.dtype)
-    return sorted({(lambdas - value).abs().argmin().item() for value in wanted})
+def even_in_lambda(lambda_of_t: Tensor, n: int) -> list[int]:
+    """Exercise 5.13: return increasing timesteps, the nearest ones to n even values of `lambda_of_t` [T]."""
+    wanted = torch.linspace(lambda_of_t[-1], lambda_of_t[0], n, dtype=lambda_of_t.dtype)
+    return sorted({(lambda_of_t - value).abs().argmin().item() for value in wanted})

@@ -44,6 +44,10 @@ def exponential_step(answer: Callable) -> None:
         "e^end - e^start is not e^(end - start).": linear + sigma_2 * np.exp(end - start) * x_0,
         "e^lambda is not constant during the step: integrate it.": linear
         + sigma_2 * (end - start) * np.exp(start) * x_0,
+        "e^lambda in the middle is an approximation: integrate it.": linear
+        + sigma_2 * (end - start) * np.exp((start + end) / 2) * x_0,
+        "sigma^2 is sigmoid(-2 lambda): the 2 is missing.": alpha_sigma(end / 2)[1]
+        * (x / alpha_sigma(start / 2)[1] + integral),
         "The integral is multiplied by sigma at the end of the step.": linear + sigma_1 * integral,
         "The paper's h is end - start: the factor is alpha_end (1 - e^(start - end)).": linear
         + alpha_2 * (1 - np.exp(end - start)) * x_0,
@@ -66,20 +70,20 @@ def x_0_in_the_middle(answer: Callable) -> None:
     result = answer(at[1], at[0], h, h_before)
     expect_shape(result, (1,))
     value = result.item()
-    if abs(value - 2.0) < 1e-5:
-        raise WrongAnswer("That is x_0 at the start of the step. The earlier prediction must count, too.")
-    if abs(value - (2 + 3 * 0.6)) < 1e-4:
-        raise WrongAnswer("That is x_0 at the end of the step. In the middle, only half of h has passed.")
-    if abs(value - (2 - 3 * 0.3)) < 1e-4:
-        raise WrongAnswer("The sign is wrong: the line continues from x_0_before through x_0.")
-    if abs(value - (2 + 1.2 * 0.5)) < 1e-4:
-        raise WrongAnswer(
-            "Both steps count as equally long. The slope is the difference divided by h_before."
-        )
-    if abs(value - (2 + 1.2 * 0.4 / 1.2)) < 1e-4:
-        raise WrongAnswer("h and h_before are exchanged: the slope is the difference divided by h_before.")
-    if abs(value - (2 + 1.2 * 0.3 * 0.4)) < 1e-4:
-        raise WrongAnswer("h / 2 * h_before multiplies by h_before. Put 2 * h_before in parentheses.")
+    same = {
+        "That is x_0 at the start of the step. The earlier prediction must count, too.": 2.0,
+        "That is x_0 at the end of the step. In the middle, only half of h has passed.": 2 + 3 * 0.6,
+        "The sign is wrong: the line continues from x_0_before through x_0.": 2 - 3 * 0.3,
+        "Both steps count as equally long. The slope is the difference divided by h_before.": 2 + 1.2 * 0.5,
+        "h and h_before are exchanged: the slope is the difference divided by h_before.": 2 + 1.2 * 0.4 / 1.2,
+        "h / 2 * h_before multiplies by h_before. Put 2 * h_before in parentheses.": 2 + 1.2 * 0.3 * 0.4,
+        "The line is followed from x_0_before. The step starts at x_0.": 0.8 + 3 * 0.3,
+        "The way from x_0 to the middle of the step is h / 2, without h_before.": 2 + 3 * (0.6 + 0.4) / 2,
+        "That is the mean of both predictions. Continue the line beyond x_0.": (2 + 0.8) / 2,
+    }
+    for hint, known in same.items():
+        if abs(value - known) < 1e-4:
+            raise WrongAnswer(hint)
     if abs(value - 2.9) > 1e-4:
         raise WrongAnswer(
             "On the line through 0.8 (at lambda = -0.4) and 2 (at 0) the value at 0.3 is 2.9; "
@@ -113,12 +117,10 @@ TYPICAL = {
     "No step extrapolates. Does each step use the prediction of the step before it?": by_hand(
         (0.0, 0.0, 0.0)
     ),
-    "h and h_before are exchanged: h[i] is the current step, h[i - 1] the one before.": by_hand(
+    "h and h_before are exchanged: diff()[i] is the current step, diff()[i - 1] the one before.": by_hand(
         (0.125, 2.0, 0.1)
     ),
-    "All steps count as equally long. Step i has the length h[i], the one before h[i - 1].": by_hand(
-        (0.5, 0.5, 0.5)
-    ),
+    "All steps count as equally long. Step i has the length lambdas.diff()[i].": by_hand((0.5, 0.5, 0.5)),
     "x_0_before must be replaced in every step.": by_hand(RIGHT, base=0),
     "x_0_before must be the prediction itself, not its extrapolation.": fed_back(RIGHT),
     "Each step ends in its middle. Only x_0 is taken there; x goes to lambdas[i + 1].": by_hand(
@@ -132,6 +134,8 @@ def run_on_grid(answer: Callable) -> float:
     calls: list[int] = []
 
     def predict_x_0(x: Tensor, i: int) -> Tensor:
+        if not 0 <= i < len(GIVEN):
+            raise WrongAnswer(f"The network is asked at i = {i}, but 4 steps start at i = 0, 1, 2 and 3.")
         calls.append(i)
         return torch.full_like(x, GIVEN[i])
 
@@ -149,7 +153,8 @@ def run_on_grid(answer: Callable) -> float:
 def dpm_solver(answer: Callable) -> None:
     """Unequal steps by hand, and Gaussian data: half the steps, four times the error."""
     result = run_on_grid(answer)
-    for hint, value in TYPICAL.items():
+    final = "The last step does not extrapolate. That is exercise 5.11; here all but the first do."
+    for hint, value in {final: by_hand((2.0, 0.125, 0.0)), **TYPICAL}.items():
         if abs(result - value) < 1e-6:
             raise WrongAnswer(hint)
     errors = [gaussian_error(answer, steps) for steps in (40, 80)]
@@ -188,10 +193,13 @@ def dpm_solver_final(answer: Callable) -> None:
     """Four steps by hand, whose last one is long."""
     result = run_on_grid(answer)
     hints = {
-        "The last step still extrapolates. Its index is len(h) - 1.": by_hand(RIGHT),
+        "The last step still extrapolates. Its index is len(lambdas) - 2.": by_hand(RIGHT),
         "The last two steps are of first order. Only the last one must be.": by_hand((2.0, 0.0, 0.0)),
         "Only the last step extrapolates. It must be the other way round.": by_hand((0.0, 0.0, 2.5)),
-        "The long second step does not extrapolate. Only the last one must not.": by_hand((0.0, 0.125, 0.0)),
+        "The second step, four times as long as the first, does not extrapolate. A rule on the length works, "
+        "too, but here change only the last step, as the authors do.": by_hand((0.0, 0.125, 0.0)),
+        "h / h_before is limited to 1. That works, too, but here change only the last step, as the authors "
+        "do.": by_hand((0.5, 0.125, 0.5)),
         **TYPICAL,
     }
     for hint, value in hints.items():
@@ -206,7 +214,7 @@ def even_in_lambda(answer: Callable) -> None:
     """Compare with the nearest timesteps in a table whose lambda falls faster and faster."""
     lambdas = 5 - torch.arange(101, dtype=torch.float64).square() / 1000  # from 5 at t = 0 to -5 at t = 100
     kept = [int(t) for t in answer(lambdas, 6)]
-    if kept == sorted(kept, reverse=True) and len(kept) > 1:
+    if kept != sorted(kept):
         raise WrongAnswer("`respace` takes an increasing list: sort the timesteps.")
     if kept == [0, 20, 40, 60, 80, 100]:
         raise WrongAnswer("These timesteps are even in t. Space the values of lambda evenly instead.")
