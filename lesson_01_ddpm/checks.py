@@ -49,6 +49,8 @@ def q_sample(answer: Callable) -> None:
     ):
         x_t = answer(x_0, TIMESTEPS, noise)
     expect_shape(x_t, (4, 1, 8, 8))
+    if not torch.equal(x_t, answer(x_0, TIMESTEPS, noise)):
+        raise WrongAnswer("Two calls differ: use the argument `noise`, and draw none of your own.")
     alpha_bar = DIFFUSION.alpha_bar
     if allclose(x_t, at(alpha_bar) * x_0 + at(1 - alpha_bar) * noise):
         raise WrongAnswer("The factors are alpha_bar and 1 - alpha_bar: take their roots.")
@@ -155,6 +157,8 @@ def residual_block(answer: Callable) -> None:
         first = block.conv_1(nn.functional.silu(block.norm_1(x)))
         without_silu = first + block.emb(emb)[:, :, None, None]
         at_the_end = block.skip(x) + block.conv_2(nn.functional.silu(block.norm_2(first))) + h - first
+        silu, shift = nn.functional.silu, block.emb(nn.functional.silu(emb))[:, :, None, None]
+        late = [silu(block.norm_2(first) + shift), silu(block.norm_2(first)) + shift]
         with (
             explaining(
                 "must match the size",
@@ -165,6 +169,7 @@ def residual_block(answer: Callable) -> None:
                 "size equal to the number of channels",
                 "The order is norm, SiLU, convolution, twice: norm_1 comes before conv_1.",
             ),
+            explaining("[8, 4, 1, 1]", "block.skip takes the block's input x, which has C_in channels."),
         ):
             ours = answer(block, x, emb)
         expect_shape(ours, (2, 8, 8, 8))
@@ -176,6 +181,8 @@ def residual_block(answer: Callable) -> None:
             raise WrongAnswer("emb has no activation: project F.silu(emb).")
         if allclose(ours, at_the_end):
             raise WrongAnswer("emb is added at the end, and only shifts channels there. Add it after conv_1.")
+        if any(allclose(ours, block.skip(x) + block.conv_2(h)) for h in late):
+            raise WrongAnswer("emb is added after norm_2. Add it right after conv_1, before norm_2.")
         if not allclose(ours, expected):
             off = (ours - expected).abs().max().item()
             raise WrongAnswer(

@@ -21,25 +21,20 @@ def plot_unet(config: UNetConfig) -> Figure:
         y, indent = levels - level - 0.1, 0.45 * level
         width = 2.4 - 0.3 * level
         attention = " + attention" if size in config.attention_resolutions else ""
-        text = f"{size}x{size}, {channels} channels\nresidual block{attention}"
-        box(axes, 0.6 + indent, y, width, 0.72, text, size=7)
-        box(
-            axes,
-            9.4 - indent - width,
-            y,
-            width,
-            0.72,
-            text.replace("residual block", "residual blocks"),
-            size=7,
-        )
-        for i in range(config.num_res_blocks + 1):  # one per block of the decoder
-            skip = "skip connections" if level == 0 and i == config.num_res_blocks else ""
-            height = y + 0.72 * (i + 1) / (config.num_res_blocks + 2)
+        name, blocks = f"{size}x{size}, {channels} channels", config.num_res_blocks + 1
+        box(axes, 0.6 + indent, y, width, 0.72, f"{name}\nresidual block{attention}", size=7)
+        decoder = f"{blocks} x (residual{attention})" if attention else f"{blocks} residual blocks"
+        box(axes, 9.4 - indent - width, y, width, 0.72, f"{name}\n{decoder}", size=7)
+        for i in range(blocks):  # of the decoder
+            skip = "skip connections" if level == 0 and i == blocks - 1 else ""
+            height = y + 0.72 * (i + 1) / (blocks + 1)
             arrow(axes, (0.6 + indent + width, height), (9.4 - indent - width, height), skip, dashed=True)
         if level < levels - 1:
             below = 0.6 + indent + 0.9
             arrow(axes, (below, y), (below, y - 0.27))
             arrow(axes, (10 - below, y - 0.27), (10 - below, y))
+            axes.text(below + 0.1, y - 0.14, "stride-2 convolution", va="center", fontsize=6)
+            axes.text(9.9 - below, y - 0.14, "upsample, convolution", ha="right", va="center", fontsize=6)
     x = 0.6 + 0.45 * (levels - 1)
     box(axes, 3.6, 0.08, 2.8, 0.55, "bottleneck: residual, attention, residual", size=7)
     arrow(axes, (x + 0.9, 0.9), (3.6, 0.36))

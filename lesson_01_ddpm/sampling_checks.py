@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from common.exercises import WrongAnswer, allclose, expect_shape, numbered
+from common.exercises import WrongAnswer, allclose, expect_shape, explaining, numbered
 from lesson_01_ddpm.diffusion import GaussianDiffusion, linear_betas
 
 DIFFUSION = GaussianDiffusion(linear_betas(1000))
@@ -75,7 +75,7 @@ def posterior_mean(answer: Callable) -> None:
     first = answer(images(), white_noise(), torch.zeros(4, dtype=torch.int64))
     if not first.isfinite().all():
         raise WrongAnswer(
-            "At t = 0 the result is not a number: the form above the exercise divides by "
+            "At t = 0 the result is not a number: the formula above the exercise divides by "
             "1 - alpha_bar_prev, which is 0 there. Insert beta_tilde and simplify first."
         )
     if not torch.allclose(first, images(), atol=1e-4):
@@ -111,17 +111,24 @@ def check_mean(x_prev: Tensor, x_0: Tensor) -> None:
 @numbered("1.7, one step")
 def reverse_step(answer: Callable) -> None:
     """A denoiser that knows x_0: the step is the posterior, and the chain ends on x_0."""
-    x_0 = images(200)
+    x_0, seen = images(200), []
 
     def knows_x_0(x_t: Tensor, t: Tensor | int) -> Tensor:
         if not isinstance(t, Tensor) or t.shape != (len(x_t),):
             raise WrongAnswer("The network needs one t per image, as a tensor: torch.full((len(x_t),), t).")
+        seen.append(int(t[0]))
         return DIFFUSION.noise_from_x_0(x_t, t, x_0)
 
     torch.manual_seed(0)
     with torch.no_grad():
+        for step in (1, 998):
+            seen.clear()
+            answer(knows_x_0, white_noise(200), step)
+            if seen and seen[0] != step:
+                found = f"In the step at t = {step} the network was given t = {seen[0]}"
+                raise WrongAnswer(f"{found}. It takes the same t as the tables.")
         t = torch.zeros(200, dtype=torch.int64)
-        x_t = DIFFUSION.q_sample(x_0, t, white_noise(200))
+        x_t = x_first = DIFFUSION.q_sample(x_0, t, white_noise(200))
         last = answer(knows_x_0, x_t, 0)
         expect_shape(last, (200, 1, 8, 8))
         if allclose(last, knows_x_0(x_t, t)):
@@ -146,12 +153,10 @@ def reverse_step(answer: Callable) -> None:
             raise WrongAnswer("The noise is multiplied by the variance; take the standard deviation.")
         if abs(spread / sigma - 1) > 0.05:
             raise WrongAnswer(f"At t = 300 the noise has standard deviation {spread:.4f}, not {sigma:.4f}.")
-        t = torch.zeros(200, dtype=torch.int64)
-        x_t = DIFFUSION.q_sample(x_0, t, white_noise(200))
         off = (last - x_0).abs().max().item()
         if off > 1e-3:
             raise WrongAnswer(f"At t = 0 the result is off by {off:.3f}. Is noise added in the last step?")
-        beyond = answer(lambda x, t: DIFFUSION.noise_from_x_0(x, t, 3 * x_0), x_t, 0)
+        beyond = answer(lambda x, t: DIFFUSION.noise_from_x_0(x, t, 3 * x_0), x_first, 0)
         if beyond.abs().max() > 1.001:
             raise WrongAnswer("A predicted x_0 outside [-1, 1] is not clamped.")
         t = torch.full((200,), 5)
@@ -217,7 +222,9 @@ def ideal_denoiser(answer: Callable) -> None:
     per_pixel = Normal(a.sqrt() * data, (1 - a).sqrt()).log_prob(x_t[:, None].double())
     log_weights = per_pixel.sum((2, 3, 4))
     unscaled = Normal(data.double(), (1 - a).sqrt()).log_prob(x_t[:, None].double()).sum((2, 3, 4))
-    result, wanted = answer(data, x_t, t), noise_of(log_weights)
+    wanted = noise_of(log_weights)
+    with explaining("must match the size", "All pairs of an x_t and an image: write x_t[:, None] - data."):
+        result = answer(data, x_t, t)
     expect_shape(result, (2, 1, 8, 8))
     if allclose(result, DIFFUSION.x_0_from_noise(x_t.double(), t, wanted)):
         raise WrongAnswer("That is the predicted x_0. Return the noise that belongs to it, by eq. 4.")
@@ -233,5 +240,11 @@ def ideal_denoiser(answer: Callable) -> None:
         raise WrongAnswer("The sign is wrong: the nearest image must get the largest weight.")
     if allclose(result, noise_of(torch.zeros(2, 3).double())):
         raise WrongAnswer("All images get the same weight; it should depend on their distance to x_t.")
+    a = a.view(2, 1, 1, 1)
+    if allclose((x_t - (1 - a) * result) / a.sqrt(), DIFFUSION.x_0_from_noise(x_t.double(), t, wanted)):
+        raise WrongAnswer("The last line divides by 1 - alpha_bar. By eq. 4 it is the root of that.")
+    nearest = data[log_weights.argmax(1)].double()
+    if allclose(result, DIFFUSION.noise_from_x_0(x_t.double(), t, nearest)):
+        raise WrongAnswer("That is the noise of the nearest image. Average all images with their weights.")
     if not allclose(result, wanted):
         raise WrongAnswer("The result is not Bayes' rule. Is the softmax taken over the images of the data?")

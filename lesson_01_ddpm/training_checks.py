@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from common.exercises import WrongAnswer, numbered
+from common.exercises import WrongAnswer, explaining, numbered
 from lesson_01_ddpm.sampling_checks import DIFFUSION, images
 
 
@@ -39,13 +39,22 @@ def loss_fn(answer: Callable) -> None:
         raise WrongAnswer(f"The network needs one integer t per image; it got {tuple(t.shape)} of {t.dtype}.")
     if len(t.unique()) == 1:
         raise WrongAnswer("All images have the same t: draw one for each image.")
-    if t.min() < 0 or t.max() > 999 or (t > 900).sum() == 0 or (t < 100).sum() == 0:
-        raise WrongAnswer(f"t runs from {t.min()} to {t.max()}; draw it from 0 to 999.")
     if torch.equal(x_t, x_0):
         raise WrongAnswer("The network sees the clean images: add the noise first.")
+    bright = 1e6  # so that the noise does not matter, and x_t shows at which t it was made
+    answer(predicts_zero, torch.full((256, 1, 1, 1), bright))
+    made = (DIFFUSION.alpha_bar.sqrt() - seen[-1][0].view(-1, 1) / bright).abs().argmin(1)
+    if (made != seen[-1][1]).sum() > 100:
+        found = f"x_t was made at t = {made[0]}, and the network was given t = {seen[-1][1][0]}"
+        raise WrongAnswer(f"{found}. Both take the same t.")
+    if t.min() < 0 or t.max() > 999 or (t > 900).sum() == 0 or (t < 100).sum() == 0:
+        raise WrongAnswer(f"t runs from {t.min()} to {t.max()}; draw it from 0 to 999.")
     noise = (x_t - DIFFUSION.extract(DIFFUSION.alpha_bar.sqrt(), t, x_0) * x_0).detach()
     if noise.std((1, 2, 3)).max() < 1e-4:
         raise WrongAnswer("All pixels of an image get the same noise: use torch.randn_like(x_0).")
+    unit = noise / DIFFUSION.extract((1 - DIFFUSION.alpha_bar).sqrt(), t, x_0)
+    if unit.std(0).mean() < 0.1:
+        raise WrongAnswer("All images get the same noise: use torch.randn_like(x_0).")
     if abs(loss.item() - (2 / torch.pi) ** 0.5) < 0.02:
         raise WrongAnswer("That is the mean absolute error of the noise; take the mean squared error.")
     for sums, size in (("pixels", 64), ("images", 256), ("images and pixels", 64 * 256)):
@@ -77,7 +86,8 @@ def update_average(answer: Callable) -> None:
         average.weight.data.fill_(start)
         for i, weight in enumerate(weights):
             network.weight.data.fill_(weight)
-            answer(average, network, step + i)
+            with explaining("leaf Variable", "Gradients are on. Keep @torch.no_grad() above the function."):
+                answer(average, network, step + i)
             if network.weight.item() != weight:
                 raise WrongAnswer("The weights of `network` have changed. Only those of `average` may move.")
         return average.weight.item()

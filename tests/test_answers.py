@@ -80,15 +80,26 @@ def residual_block(block, x, emb, use_emb=True, skip=True, activation=F.silu, em
     return block.skip(x) + h if skip else h
 
 
-def loss_fn(network, x_0, t=None, target=None, noisy=True, reduce=torch.mean):
+def late_emb(block, x, emb, after_silu):
+    h, emb = block.norm_2(block.conv_1(F.silu(block.norm_1(x)))), block.emb(F.silu(emb))[:, :, None, None]
+    return block.skip(x) + block.conv_2(F.silu(h) + emb if after_silu else F.silu(h + emb))
+
+
+def loss_fn(network, x_0, t=None, target=None, noisy=True, reduce=torch.mean, shift=0):
     t = torch.randint(1000, (len(x_0),)) if t is None else t
     noise = torch.randn_like(x_0)
     x_t = q_sample(x_0, t, noise) if noisy else x_0
-    return reduce((network(x_t, t) - (noise if target is None else target(x_0))).square())
+    eps_hat = network(x_t, (t + shift).clamp(min=0))
+    return reduce((eps_hat - (noise if target is None else target(x_0))).square())
 
 
 def same_noise_in_all_pixels(network, x_0):
     t, noise = torch.randint(1000, (len(x_0),)), torch.randn(len(x_0), 1, 1, 1)
+    return (network(q_sample(x_0, t, noise), t) - noise).square().mean()
+
+
+def same_noise_in_all_images(network, x_0):
+    t, noise = torch.randint(1000, (len(x_0),)), torch.randn_like(x_0[:1])
     return (network(q_sample(x_0, t, noise), t) - noise).square().mean()
 
 
@@ -115,9 +126,9 @@ def posterior_mean(x_0, x_t, t, previous=alpha_bar_prev, swap=False, power=0.5, 
     return per_image(coef_0, t) * x_0 + per_image(coef_t, t) * x_t
 
 
-def reverse_step(network, x_t, t, std=None, last=False, clamp=True, noise=torch.randn_like):
+def reverse_step(network, x_t, t, std=None, last=False, clamp=True, noise=torch.randn_like, shift=0):
     steps = torch.full((len(x_t),), t)
-    x_0 = lesson_1.x_0_from_noise(x_t, steps, network(x_t, steps))
+    x_0 = lesson_1.x_0_from_noise(x_t, steps, network(x_t, (steps + shift).clamp(0, 999)))
     mean = lesson_1.posterior_mean(x_0.clamp(-1, 1) if clamp else x_0, x_t, steps)
     std = beta_tilde.sqrt() if std is None else std
     sigma = std[max(t, 1)].float() if t or last else 0
@@ -143,13 +154,15 @@ def sample(network, n, timesteps=range(999, -1, -1), start=torch.randn, keep=Tru
     return x
 
 
-def ideal_denoiser(data, x_t, t, faint=True, factor=-0.5, reduce=torch.sum, dim=1, of_noise=True, std=False):
+def ideal_denoiser(
+    data, x_t, t, faint=True, factor=-0.5, reduce=torch.sum, dim=1, of_noise=True, std=False, power=0.5
+):
     a = per_image(alpha_bar, t)
     images = (a.sqrt()[:, None] if faint else 1) * data
     distance = reduce((x_t[:, None] - images).square(), (2, 3, 4))
     scale = (1 - a.view(-1, 1)) ** (0.5 if std else 1)
     x_0 = torch.einsum("nm,mchw->nchw", (factor * distance / scale).softmax(dim), data)
-    return (x_t - a.sqrt() * x_0) / (1 - a).sqrt() if of_noise else x_0
+    return (x_t - a.sqrt() * x_0) / (1 - a) ** power if of_noise else x_0
 
 
 WRONG_1 = {
@@ -162,6 +175,7 @@ WRONG_1 = {
         "the chain gives": lambda x, t, n: root(alpha_bar, t) * x + 1.1 * root(1 - alpha_bar, t) * n,
         "expected": lambda x, t, n: x[0],
         "one number per image": lambda x, t, n: alpha_bar[t].sqrt() * x + (1 - alpha_bar[t]).sqrt() * n,
+        "draw none of your own": lambda x, t, n: q_sample(x, t, torch.randn_like(x)),
         "starts at 0": lambda x, t, n: root(alpha_bar, t - 1) * x + root(1 - alpha_bar, t - 1) * n,
     },
     "best_x_0": {
@@ -195,6 +209,9 @@ WRONG_1 = {
             residual_block(block, x, emb, use_emb=False) + block.emb(F.silu(emb))[:, :, None, None]
         ),
         "order is norm": lambda *args: residual_block(*args, activation=F.relu),
+        "emb is added after norm_2": partial(late_emb, after_silu=False),
+        "right after conv_1, before": partial(late_emb, after_silu=True),
+        "takes the block's input x": lambda block, x, emb: block.skip(block.conv_1(x)),
         "norm_1 comes before": lambda block, x, emb: block.norm_1(block.conv_1(x)),
     },
     "loss_fn": {
@@ -214,7 +231,10 @@ WRONG_1 = {
         "single number": lambda network, x: loss_fn(network, x, reduce=lambda e: e.mean((1, 2, 3))),
         "counts t from 1 to 1000": lambda network, x: loss_fn(network, x, torch.randint(1, 1001, (len(x),))),
         "absolute error": lambda network, x: loss_fn(network, x, reduce=lambda e: e.sqrt().mean()),
-        "get the same noise": same_noise_in_all_pixels,
+        "pixels of an image get the same noise": same_noise_in_all_pixels,
+        "All images get the same noise": same_noise_in_all_images,
+        "Both take the same t": partial(loss_fn, shift=1),
+        "and the network was given": partial(loss_fn, shift=-1),
     },
     "update_average": {
         "random initial": partial(update_average, rate=lambda step: 0.05),
@@ -224,6 +244,7 @@ WRONG_1 = {
         "copies": partial(update_average, rate=lambda step: 1),
         "their mean is 5": partial(update_average, rate=lambda step: 1 if step == 1 else 0.05),
         "has not changed": lambda average, network, step: None if step else average,
+        "Keep @torch.no_grad()": update_average.__wrapped__,
         "of `network` have changed": lambda average, network, step: update_average(network, average, 2),
     },
     "posterior_mean": {
@@ -259,6 +280,9 @@ WRONG_1 = {
         "the posterior mean is": partial(step_with_mean, mean=lambda x_0, eps, x_t, t: (x_0 + x_t) / 2),
         "as a tensor": lambda network, x_t, t: network(x_t, t),
         "not x_{t-1}": lambda *args: reverse_step(*args).clamp(-1, 1),
+        "At t = 0 the result is off": partial(reverse_step, last=True),
+        "was given t = 2": partial(reverse_step, shift=1),
+        "was given t = 0": partial(reverse_step, shift=-1),
         "get the same noise": lambda *args: reverse_step(
             *args, noise=lambda x_t: torch.randn(len(x_t), 1, 1, 1)
         ),
@@ -281,6 +305,9 @@ WRONG_1 = {
         "same weight": partial(ideal_denoiser, factor=0.0),
         "over the images": partial(ideal_denoiser, dim=0),
         "divides by the variance": partial(ideal_denoiser, std=True),
+        "root of that": partial(ideal_denoiser, power=1),
+        "noise of the nearest image": partial(ideal_denoiser, factor=-1e6),
+        "All pairs": lambda data, x_t, t: x_t - data,
     },
 }
 
@@ -752,14 +779,16 @@ def transformer_block(
     activation=F.gelu,
     skip=(1, 1),
     merged=lambda y: y.transpose(1, 2).flatten(2),
+    norm_skip=(False, False),
 ):
     qkv, split = block.qkv((ln_1 or block.ln_1)(x)), lesson_3.split_heads
     if parts_first:
         q, k, v = (split(part, block.num_heads) for part in qkv.chunk(3, -1))
     else:
         q, k, v = split(qkv, block.num_heads).chunk(3, -1)
-    x = skip[0] * x + block.proj(merged(lesson_4.attention(q, k, v)))
-    return skip[1] * x + block.fc_2(activation(block.fc_1((ln_2 or block.ln_2)(x))))
+    x = skip[0] * (block.ln_1(x) if norm_skip[0] else x) + block.proj(merged(lesson_4.attention(q, k, v)))
+    carried = block.ln_2(x) if norm_skip[1] else x
+    return skip[1] * carried + block.fc_2(activation(block.fc_1((ln_2 or block.ln_2)(x))))
 
 
 def block_in_place(block, x):
@@ -783,6 +812,19 @@ def text_attention(layer, x, states, cat=torch.cat, skip=True, put_together=lamb
     (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
     attended = lesson_4.attention(q, cat([text_k, k], 2), torch.cat([text_v, v], 2))
     return layer.proj(put_together(attended)).view_as(x) + (x if skip else 0)
+
+
+def queries_from_both(layer, x, states):
+    (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
+    keys = torch.cat([text_k, k], 2)
+    attended = lesson_4.attention(torch.cat([text_k, q], 2), keys, torch.cat([text_v, v], 2))
+    return x + layer.proj(attended.mT.flatten(1, 2)).view_as(x)
+
+
+def exchanged_after_proj(layer, x, states):
+    (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
+    attended = lesson_4.attention(q, torch.cat([text_k, k], 2), torch.cat([text_v, v], 2))
+    return x + layer.proj(attended.mT.flatten(1, 2)).mT.reshape(x.shape)
 
 
 def separate_attention(layer, x, states, text=1, image=1):
@@ -849,6 +891,7 @@ WRONG_4 = {
         "inf or NaN": plain_exponential,
         "expected (4, 3)": lambda q, k, v: attention(q, k, v).T,
         "differs from PyTorch": lambda q, k, v: attention(-q, k, v),
+        "transpose k (.mT)": lambda q, k, v: (q @ k / 4).softmax(-1) @ v,
         "is right for q [Q, d]": lambda q, k, v: (q @ k.T / 4).softmax(-1) @ v,
         "dim=-1 in softmax": lambda q, k, v: (q @ k.mT / 4).softmax(1) @ v,
     },
@@ -862,6 +905,12 @@ WRONG_4 = {
         "has a ReLU": partial(transformer_block, activation=F.relu),
         "mixed up": partial(transformer_block, merged=lambda y: y.reshape(3, 5, 8)),
         "to [N, L, width]": partial(transformer_block, merged=lambda y: y.mT.flatten(1, 2).mT[:, :4]),
+        "wrong width. `attention`": partial(transformer_block, merged=lambda y: y.mT.flatten(1, 2)),
+        "gets the wrong width": partial(transformer_block, merged=lambda y: y.flatten(2)),
+        "has a SiLU": partial(transformer_block, activation=F.silu),
+        "not ln_1(x)": partial(transformer_block, norm_skip=(True, False)),
+        "without ln_2": partial(transformer_block, norm_skip=(False, True)),
+        "without LayerNorm": partial(transformer_block, norm_skip=(True, True)),
         "works in place": block_in_place,
         "first the attention": parallel_block,
     },
@@ -871,6 +920,7 @@ WRONG_4 = {
         "added to the padding": partial(
             text_forward, select=lambda x, pos, pad, mask: torch.where(mask, x, pad) + pos
         ),
+        "not added to them": partial(text_forward, select=lambda x, pos, pad, mask: x + pos + pad * ~mask),
         "positions are missing": partial(
             text_forward, select=lambda x, pos, pad, mask: torch.where(mask, x, pad)
         ),
@@ -904,6 +954,8 @@ WRONG_4 = {
         "then flatten": partial(text_attention, put_together=lambda y: y.mT),
         "which is 2": partial(text_attention, cat=lambda kv, dim: torch.cat(kv, 1)),
         "shape of `features`": lambda layer, x, states: x + layer.proj(x.flatten(2)),
+        "Only the image has queries": queries_from_both,
+        "needs no .mT": exchanged_after_proj,
         "expected (2, 8, 3, 3)": lambda *args: text_attention(*args).flatten(2),
     },
     "velocity": {
@@ -919,6 +971,7 @@ WRONG_4 = {
         "That is the noise": lambda x_t, v, a: root_of(a)[1] * x_t + root_of(a)[0] * v,
         "sign of v": lambda x_t, v, a: root_of(a)[0] * x_t + root_of(a)[1] * v,
         "each other's": lambda x_t, v, a: root_of(a)[1] * x_t - root_of(a)[0] * v,
+        "That is -x_0": lambda x_t, v, a: root_of(a)[1] * v - root_of(a)[0] * x_t,
         "treats v as the noise": lambda x_t, v, a: (x_t - root_of(a)[1] * v) / root_of(a)[0],
         "not the image": lambda x_t, v, a: a * x_t - (1 - a) * v,
     },
@@ -926,6 +979,7 @@ WRONG_4 = {
         "That is x_0": lambda x_t, v, a: root_of(a)[0] * x_t - root_of(a)[1] * v,
         "sign of v": lambda x_t, v, a: root_of(a)[1] * x_t - root_of(a)[0] * v,
         "each other's": lambda x_t, v, a: root_of(a)[0] * x_t + root_of(a)[1] * v,
+        "negative noise": lambda x_t, v, a: -root_of(a)[1] * x_t - root_of(a)[0] * v,
         "v itself": lambda x_t, v, a: v,
         "not the noise": lambda x_t, v, a: (v + root_of(a)[1] * x_t) / root_of(a)[0],
     },
@@ -1070,6 +1124,7 @@ WRONG_SOLVER = {
     "replaced in every step": partial(solver, replace=False),
     "ends in its middle": partial(solver, part=0.5),
     "once per step": lambda predict, x, lambdas: solver(predict, x, lambdas[:-1]),
+    "asked at i = 4": lambda predict, x, lambdas: solver(lambda x, i: predict(x, i + 1), x, lambdas),
 }
 
 
@@ -1142,6 +1197,12 @@ WRONG_5 = {
         "integrate it": lambda x, x_0, start, end: (
             sigma_ratio(start, end) * x + sigma_of(end) * (end - start) * start.exp() * x_0
         ),
+        "in the middle is": lambda x, x_0, start, end: (
+            sigma_ratio(start, end) * x + sigma_of(end) * (end - start) * ((start + end) / 2).exp() * x_0
+        ),
+        "the 2 is missing": partial(
+            step, ratio=lambda a, b: sigma_ratio(a / 2, b / 2), factor=lambda end: sigma_of(end / 2)
+        ),
         "at the end of the step": lambda x, x_0, start, end: (
             sigma_ratio(start, end) * x + sigma_of(start) * (end.exp() - start.exp()) * x_0
         ),
@@ -1159,10 +1220,18 @@ WRONG_5 = {
             x_0 + (x_0 - before) * h_before / (2 * h)
         ),
         "in parentheses": lambda x_0, before, h, h_before: x_0 + (x_0 - before) * h / 2 * h_before,
+        "followed from x_0_before": lambda x_0, before, h, h_before: (
+            before + (x_0 - before) * h / (2 * h_before)
+        ),
+        "without h_before": lambda x_0, before, h, h_before: (
+            x_0 + (x_0 - before) * (h + h_before) / (2 * h_before)
+        ),
+        "mean of both": lambda x_0, before, h, h_before: (x_0 + before) / 2,
         "is 2.9": lambda x_0, before, h, h_before: before,
     },
     "dpm_solver": {
         **WRONG_SOLVER,
+        "That is exercise 5.11": partial(solver, extrapolates=lambda i, n: i < n - 1),
         "steps of unequal length": partial(solver, lengths=lambda h, i: (h[i], h[0])),
         "should by 4": partial(solver, extrapolates=lambda i, n: i % 2),
         "is off by": lambda predict, x, lambdas: 2 * solver(predict, x, lambdas),
@@ -1172,12 +1241,14 @@ WRONG_5 = {
         "still extrapolates": solver,
         "last two steps": partial(solver, extrapolates=lambda i, n: i < n - 2),
         "other way round": partial(solver, extrapolates=lambda i, n: i == n - 1),
-        "long second step": partial(solver, extrapolates=lambda i, n: i == 2),
+        "four times as long": partial(solver, extrapolates=lambda i, n: i == 2),
+        "limited to 1": partial(solver, lengths=lambda h, i: (min(h[i], h[i - 1]), h[i - 1])),
         "nothing but the last one": lambda predict, x, lambdas: 2 * solver(predict, x, lambdas),
     },
     "corrected_solver": WRONG_SOLVER,
     "even_in_lambda": {
         "increasing": lambda lambdas, n: even(lambdas, n)[::-1],
+        "sort the timesteps": lambda lambdas, n: list({63: 0, 0: 0, 100: 0, 45: 0, 89: 0, 77: 0}),
         "even in t": lambda lambdas, n: torch.linspace(0, 100, n).round().int().tolist(),
         "and should from": partial(even, end=-2),
         "Six timesteps": lambda lambdas, n: even(lambdas, n - 1)[::-1] if n > 6 else [0, 50, 100],
