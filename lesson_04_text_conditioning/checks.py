@@ -74,7 +74,11 @@ def attention(answer: Callable) -> None:
     """Compare with PyTorch's attention, and with scores whose exponential is too large for a float."""
     torch.manual_seed(0)
     q, k, v = torch.randn(4, 16), torch.randn(6, 16), torch.randn(6, 3)
-    result = answer(q, k, v)
+    shapes = (
+        "The shapes in a product do not fit: transpose k (.mT) for scores [Q, K]; the weights go before v."
+    )
+    with explaining("cannot be multiplied", shapes):
+        result = answer(q, k, v)
     expect_shape(result, (4, 3))
     if allclose(result, (q @ k.T).softmax(1) @ v):
         raise WrongAnswer(
@@ -120,11 +124,13 @@ def text_attention(answer: Callable) -> None:
     needs = "`layer.proj` needs [N, channels, positions]: move the positions to the end (.mT), then flatten."
     along = "Concatenate along the dimension of tokens and positions, which is 2."
     back = "The output of `proj` is [N, channels, positions]. Bring it to the shape of `features`."
+    queries = "Only the image has queries: the output has as many positions as `features`."
     with (
         explaining("channels", needs),
         explaining("to conv1d", needs),
         explaining("Sizes of tensors", along),
         explaining("must match the size", back),
+        explaining("is invalid for input", queries),
     ):
         result = answer(layer, x, states)
     expect_shape(result, (2, 8, 3, 3))
@@ -150,6 +156,9 @@ def text_attention(answer: Callable) -> None:
     keys, values = torch.cat([k, text_k], 2), torch.cat([v, text_v], 2)
     if allclose(result, x + output(both[0], values)) or allclose(result, x + output(keys, both[1])):
         raise WrongAnswer("Keys and values are in different orders, so a key has the value of another one.")
+    attended = F.scaled_dot_product_attention(q, *both).mT.flatten(1, 2)
+    if allclose(result, x + layer.proj(attended).mT.reshape(x.shape)):
+        raise WrongAnswer("Channels and positions are exchanged: the output of `proj` needs no .mT.")
     ones = layer.proj(torch.ones(1, 8, 9)).view(1, 8, 3, 3)  # all values 1: weights that add up to 1 give 1
     flat = TextAttention(8, ADMConfig(num_head_channels=4, num_groups=2), text_width=5).requires_grad_(False)
     flat.load_state_dict(layer.state_dict())

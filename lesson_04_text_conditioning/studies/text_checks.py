@@ -22,9 +22,9 @@ def transformer_block(answer: Callable) -> None:
         nn.init.normal_(parameter, std=0.5)
     x = torch.randn(3, 5, 8)
     given = x.clone()
-    with explaining(
-        "must match the size", "`attention` returns [N, heads, L, d]. Bring it to [N, L, width]."
-    ):
+    back = "`attention` returns [N, heads, L, d]. Bring it to [N, L, width]."
+    width = f"A linear layer gets the wrong width. {back}"
+    with explaining("must match the size", back), explaining("cannot be multiplied", width):
         result = answer(block, given)
     if not allclose(given, x):
         raise WrongAnswer("The input has changed: `x += ...` works in place. Write x = x + ...")
@@ -32,11 +32,12 @@ def transformer_block(answer: Callable) -> None:
 
     def output(
         split: Any = split_heads, ln_1: Any = block.ln_1, ln_2: Any = block.ln_2, gelu: Any = F.gelu,
-        skip_1: int = 1, skip_2: int = 1, merged: Any = lambda y: y.transpose(1, 2).flatten(2),
+        skip_1: Any = lambda y: y, skip_2: Any = lambda y: y,
+        merged: Any = lambda y: y.transpose(1, 2).flatten(2),
     ) -> Tensor:  # fmt: skip
         attended = F.scaled_dot_product_attention(*split(block.qkv(ln_1(x)), 2, 3))
-        h = skip_1 * x + block.proj(merged(attended))
-        return skip_2 * h + block.fc_2(gelu(block.fc_1(ln_2(h))))
+        h = skip_1(x) + block.proj(merged(attended))
+        return skip_2(h) + block.fc_2(gelu(block.fc_1(ln_2(h))))
 
     def parts_first(qkv: Tensor, heads: int, parts: int) -> list[Tensor]:
         return [split_heads(part, heads, 1)[0] for part in qkv.chunk(parts, -1)]
@@ -44,12 +45,18 @@ def transformer_block(answer: Callable) -> None:
     wrong = {
         "q, k and v are taken apart before the heads. The channels are ordered head by head: split the "
         "heads first.": output(split=parts_first),
-        "The skip connection around the attention is missing.": output(skip_1=0),
-        "The skip connection around the MLP is missing.": output(skip_2=0),
+        "The skip connection around the attention is missing.": output(skip_1=torch.zeros_like),
+        "The skip connection around the MLP is missing.": output(skip_2=torch.zeros_like),
+        "The skip connection around the attention must carry x, not ln_1(x).": output(skip_1=block.ln_1),
+        "The skip connection around the MLP must carry its input without ln_2.": output(skip_2=block.ln_2),
+        "Both skip connections must carry their inputs without LayerNorm.": output(
+            skip_1=block.ln_1, skip_2=block.ln_2
+        ),
         "The attention needs normalized inputs: `ln_1`.": output(ln_1=nn.Identity()),
         "The MLP needs normalized inputs: `ln_2`.": output(ln_2=nn.Identity()),
         "The MLP has no GELU between its two layers.": output(gelu=nn.Identity()),
         "The MLP has a ReLU; OpenAI's weights are for a GELU.": output(gelu=F.relu),
+        "The MLP has a SiLU; OpenAI's weights are for a GELU.": output(gelu=F.silu),
         "Heads and tokens are mixed up: move the heads next to the components before you flatten.": output(
             merged=lambda y: y.reshape(3, 5, 8)
         ),
@@ -93,6 +100,9 @@ def text_forward(answer: Callable) -> None:
         ),
         "The positions are missing. Without them the order of the words is lost.": torch.where(
             has_token, token, padding
+        ),
+        "The padding embedding replaces token and position. It is not added to them.": (
+            token + position + padding * ~has_token
         ),
         "The padding is zero. Where the mask is False, the input is the padding embedding.": torch.where(
             has_token, token + position, 0.0

@@ -53,6 +53,8 @@ def x_0_from_velocity(answer: Callable) -> None:
     expect_shape(result, (3, 1, 4, 4))
     if allclose(result, noise):
         raise WrongAnswer("That is the noise. Eliminate the noise from the two equations, not x_0.")
+    if allclose(result, -x_0):
+        raise WrongAnswer("That is -x_0: all signs are reversed.")
     if allclose(result, alpha_bar.sqrt() * x_t + (1 - alpha_bar).sqrt() * v):
         raise WrongAnswer("The sign of v is wrong: when you insert both formulas, the noise must cancel.")
     if allclose(result, (1 - alpha_bar).sqrt() * x_t - alpha_bar.sqrt() * v):
@@ -72,6 +74,8 @@ def noise_from_velocity(answer: Callable) -> None:
     expect_shape(result, (3, 1, 4, 4))
     if allclose(result, x_0):
         raise WrongAnswer("That is x_0. For the noise, the factors of x_t and v change places.")
+    if allclose(result, -noise):
+        raise WrongAnswer("That is the negative noise: all signs are reversed.")
     if allclose(result, (1 - alpha_bar).sqrt() * x_t - alpha_bar.sqrt() * v):
         raise WrongAnswer("The sign of v is wrong: insert both formulas, and the terms with x_0 must cancel.")
     if allclose(result, alpha_bar.sqrt() * x_t + (1 - alpha_bar).sqrt() * v):
