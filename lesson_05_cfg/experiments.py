@@ -20,6 +20,7 @@ from typing import Any
 
 from common.cli import run_command
 from common.plotting import plot_curves
+from common.protocols import Sampler
 from common.results.experiments import (
     ExperimentConfig,
     by_name,
@@ -47,6 +48,7 @@ from lesson_05_cfg.mistakes import against_nothing, drop_whole_batches, variance
 from lesson_05_cfg.pipeline import LESSON
 from lesson_05_cfg.studies.guided_digits import (
     at_scale,
+    compare_samplers,
     loss_with,
     measure,
     open_pretrained,
@@ -124,27 +126,14 @@ def interval(config: Config) -> None:
 
 def samplers(config: Config) -> None:
     """Compare samplers at few and many steps (Lu et al. 2022)."""
-    study, network = open_pretrained(config)
-    curves = defaultdict(list)
-    for name, sampler in SAMPLERS.items():
-        for steps in STEPS:
-            measure_steps = partial(measure, study, network, at_scale(SCALE), steps, sampler)
-            row = study.table.row(measure_steps, sampler=name, steps=steps)
-            curves[name].append((steps, row["kid"]))
-    save_figure(study.table, plot_curves(curves, "network evaluations (with and without caption)", "KID"))
+    compare_samplers(config, "sampler", SAMPLERS, SCALE, STEPS, "kid")
 
 
 def last_step(config: Config) -> None:
     """Measure DPM-Solver++ with and without extrapolation in its last step to a noise level."""
-    study, network = open_pretrained(config)
-    curves = defaultdict(list)
-    for order, name in ((1, "first order"), (2, "second order")):
-        sampler = partial(dpmpp_2m_sample, lower_order_final=order == 1)
-        for steps in STEPS[:4]:
-            measure_steps = partial(measure, study, network, at_scale(BEST_SCALE), steps, sampler)
-            row = study.table.row(measure_steps, last_step=name, steps=steps)
-            curves[name].append((steps, row["fid"]))
-    save_figure(study.table, plot_curves(curves, "network evaluations (with and without caption)", "FID"))
+    extrapolating = partial(dpmpp_2m_sample, lower_order_final=False)
+    orders: dict[str, Sampler] = {"first order": dpmpp_2m_sample, "second order": extrapolating}
+    compare_samplers(config, "last_step", orders, BEST_SCALE, STEPS[:4], "fid")
 
 
 # -- experiments with training -------------------------------------------------------------------------------

@@ -50,13 +50,13 @@ def make_diffusion(preset: Preset, timesteps: int = 1000) -> GaussianDiffusion:
 
 
 def build_model(
-    name: str, config: ADMConfig | None = None, text_config: Any = None, timesteps: int = 1000
+    preset: str | Preset, config: ADMConfig | None = None, text_config: Any = None, timesteps: int = 1000
 ) -> Model:
-    """Return an untrained model of a preset, by default with its own settings, with metadata.
+    """Return an untrained model of a preset or of its name, by default with its own settings, with metadata.
 
     Raises UserError.
     """
-    preset = PRESETS[name]
+    preset = PRESETS[preset] if isinstance(preset, str) else preset
     config, text_config = config or preset.network, text_config or preset.text
     diffusion = make_diffusion(preset, timesteps)
     network = build_network(preset, config, text_config, diffusion.alpha_bar)

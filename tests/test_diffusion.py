@@ -24,6 +24,7 @@ from lesson_02_improved_ddpm.variational_bound import (
     loss_hybrid,
     vb_terms_bpd,
 )
+from lesson_05_cfg import solutions
 from lesson_05_cfg.dpm_solver import dpmpp_2m_sample
 
 
@@ -182,9 +183,9 @@ MEAN, STD = 0.3, 0.5
 
 def even_in_lambda(process, n):
     """Return n of the process's timesteps, as even in lambda = log(alpha / sigma) as they can be."""
-    log_snr = (process.alpha_bar / (1 - process.alpha_bar)).log()
-    wanted = torch.linspace(log_snr[-1], log_snr[0], n, dtype=log_snr.dtype)
-    return process.respace(sorted({(log_snr - value).abs().argmin().item() for value in wanted}))
+    return process.respace(
+        solutions.even_in_lambda((process.alpha_bar / (1 - process.alpha_bar)).log() / 2, n)
+    )
 
 
 def gaussian_error(sampler, steps, respace=GaussianDiffusion.respace_evenly):

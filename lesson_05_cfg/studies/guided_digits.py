@@ -1,7 +1,8 @@
 """What lesson 5's experiments share: guided samples and their metrics, and the loss with caption dropout."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.digits.captions import balanced_prompts
+from common.plotting import plot_curves
 from common.protocols import Loss, Sampler, TextToImageNetwork
-from common.results.experiments import ExperimentConfig, sample_metrics, with_default_steps
+from common.results.experiments import ExperimentConfig, sample_metrics, save_figure, with_default_steps
 from lesson_02_improved_ddpm.model import make_diffusion
 from lesson_04_text_conditioning.studies.captioned_digits import (
     PromptDenoiser,
@@ -71,6 +73,26 @@ def pretrained_network(config: ExperimentConfig) -> TextToImageNetwork:
 def open_pretrained(config: ExperimentConfig) -> tuple[Study, TextToImageNetwork]:
     """Return the study of the pretrained network, and the network. Raises UserError."""
     return open_study(LESSON, with_default_steps(config), weights_of=LESSON), pretrained_network(config)
+
+
+def compare_samplers(
+    config: ExperimentConfig,
+    column: str,
+    samplers: Mapping[str, Sampler],
+    scale: float,
+    step_counts: Sequence[int],
+    metric: str,
+) -> None:
+    """Measure samplers, whose names stand in `column`, at several numbers of steps; plot one metric."""
+    study, network = open_pretrained(config)
+    curves = defaultdict(list)
+    for name, sampler in samplers.items():
+        for steps in step_counts:
+            measure_steps = partial(measure, study, network, at_scale(scale), steps, sampler)
+            row = study.table.row(measure_steps, **{column: name}, steps=steps)
+            curves[name].append((steps, row[metric]))
+    label = "network evaluations (with and without caption)"
+    save_figure(study.table, plot_curves(curves, label, metric.upper()))
 
 
 def loss_with(

@@ -1,7 +1,7 @@
 """What the studies on shapes share: their data, their metrics, and training a preset."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from common.results.experiments import ExperimentConfig, train_variant
 from lesson_05_cfg.guidance import Task, caption_loss, drop_captions
 from lesson_06_miniglide.image_data.captioned_images import NUM_SHAPES, CaptionedImages, make_shapes
 from lesson_06_miniglide.image_data.tokenizers import make_tokenizer
-from lesson_06_miniglide.model import build_network, make_diffusion, with_overrides, without_variance
+from lesson_06_miniglide.model import build_model, with_overrides, without_variance
 from lesson_06_miniglide.networks.inpainting import expand_input_conv
 from lesson_06_miniglide.networks.presets import LESSON, PRESETS
 from lesson_06_miniglide.pipeline import MiniGlidePipeline, UpsamplerPipeline
@@ -96,12 +96,10 @@ def train_preset(
     network_config = preset.network if loss in (None, hybrid) else without_variance(preset.network)
     text_config = with_overrides(preset.text, vocab_size=shapes.tokenizer.vocab_size)
     torch.manual_seed(config.seed)
-    diffusion = make_diffusion(preset)
-    network = build_network(preset, network_config, text_config, diffusion.alpha_bar)
+    network, diffusion, metadata = build_model(preset, network_config, text_config)
     if init_from:
         network.load_state_dict(expand_input_conv(init_from.network.state_dict(), network))
-    metadata: dict[str, Any] = {"network": asdict(network_config), "text": asdict(text_config)}
-    metadata |= {"tokenizer": shapes.tokenizer.to_json(), "prompts": PROMPTS}
+    metadata = dict(metadata) | {"tokenizer": shapes.tokenizer.to_json(), "prompts": PROMPTS}
     drop_fn = partial(drop_captions, probability=caption_dropout)
     network = train_variant(
         LESSON,

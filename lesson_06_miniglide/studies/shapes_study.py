@@ -1,5 +1,6 @@
 """The pretrained network's guidance scales and design, and the original's mistakes. Run by experiments.py."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from common.results.experiments import (
     save_losses,
     with_default_steps,
 )
+from common.results.table import ResultsTable
 from lesson_01_ddpm.diffusion import GaussianDiffusion, squared_error
 from lesson_02_improved_ddpm.schedules import cosine_betas
 from lesson_06_miniglide.image_data.captioned_images import make_shapes
@@ -71,10 +73,14 @@ ERRATA: dict[str, dict[str, Any]] = {
 }
 
 
-def errata(config: ExperimentConfig) -> None:
-    """Measure the original's mistakes, each trained for as many steps as the correct version."""
-    config = with_default_steps(config)
-    table, shapes = open_table(LESSON, config), load_shapes(config)
+def compare_variants(
+    config: ExperimentConfig, table: ResultsTable, variants: Mapping[str, dict[str, Any]]
+) -> None:
+    """Train variants of `tiny`, measure each at two guidance scales, and write a figure of their samples.
+
+    variants: name -> arguments of `train_preset`; steps among them become a column.
+    """
+    shapes, figure_rows = load_shapes(config), {}
 
     def draw(variant: str, pipe: MiniGlidePipeline, captions: list[str], guidance_scale: float) -> Tensor:
         output = pipe(captions, guidance_scale, SAMPLING_STEPS, "ddpm", seed=config.seed, progress_bar=False)
@@ -84,13 +90,20 @@ def errata(config: ExperimentConfig) -> None:
         samples = draw(variant, pipe, shapes.captions, guidance_scale)
         return {"fid_8x8": fid_8x8(shapes.real, samples)} | measure_captions(samples, shapes.captions)
 
-    figure_rows = {}
-    for variant, changes in ERRATA.items():
-        pipe = train_preset(config, shapes, variant, **changes)
+    for variant, arguments in variants.items():
+        pipe = train_preset(config, shapes, variant, **arguments)
+        keys = {"variant": variant} | ({"training_steps": arguments["steps"]} if "steps" in arguments else {})
         for scale in GUIDANCE_SCALES:
-            table.row(partial(measure, variant, pipe, scale), variant=variant, guidance_scale=scale)
+            table.row(partial(measure, variant, pipe, scale), **keys, guidance_scale=scale)
         figure_rows[variant] = draw(variant, pipe, PROMPTS * 2, 3)
     save_image_rows(table, figure_rows)
+
+
+def errata(config: ExperimentConfig) -> None:
+    """Measure the original's mistakes, each trained for as many steps as the correct version."""
+    config = with_default_steps(config)
+    table = open_table(LESSON, config)
+    compare_variants(config, table, ERRATA)
     save_losses(table, {variant: run_folder(LESSON, config, variant) for variant in ERRATA})
 
 
@@ -110,25 +123,11 @@ def design(config: ExperimentConfig) -> None:
     """Measure what the shifted noise schedule and the patches of `tiny` are worth at equal time."""
     config = with_default_steps(config, 1000)
     assert config.steps is not None
-    table, shapes = open_table(LESSON, config), load_shapes(config)
-
-    def measure(pipe: MiniGlidePipeline, guidance_scale: float) -> dict[str, Any]:
-        output = pipe(
-            shapes.captions, guidance_scale, SAMPLING_STEPS, "ddpm", seed=config.seed, progress_bar=False
-        )
-        fid = fid_8x8(shapes.real, output.tensor)
-        return {"fid_8x8": fid} | measure_captions(output.tensor, shapes.captions)
-
-    figure_rows = {}
-    for variant, (step_time, changes) in DESIGNS.items():
-        steps = round(config.steps / step_time)
-        pipe = train_preset(config, shapes, variant, steps=steps, **changes)
-        for scale in GUIDANCE_SCALES:
-            table.row(
-                partial(measure, pipe, scale), variant=variant, guidance_scale=scale, training_steps=steps
-            )
-        figure_rows[variant] = pipe(PROMPTS * 2, 3, SAMPLING_STEPS, "ddpm", progress_bar=False).tensor
-    save_image_rows(table, figure_rows)
+    variants = {
+        name: {"steps": round(config.steps / step_time)} | changes
+        for name, (step_time, changes) in DESIGNS.items()
+    }
+    compare_variants(config, open_table(LESSON, config), variants)
 
 
 CFG_SCALES = (1, 2, 3)  # guidance scales
