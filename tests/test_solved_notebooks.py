@@ -39,7 +39,7 @@ SHORTER = {
         "steps=300,": "steps=40,",
         "num_steps = 250": "num_steps = 25",
     },
-    "lesson_04_text_conditioning/text_conditioning.ipynb": {"for _ in range(100):": "for _ in range(40):"},
+    "lesson_04_text_conditioning/text_conditioning.ipynb": {"num_steps=100)": "num_steps=40)"},
     "lesson_06_miniglide/miniglide.ipynb": {"range(1, 161)": "range(1, 41)"},
 }
 
