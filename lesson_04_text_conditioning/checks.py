@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.exercises import WrongAnswer, allclose, expect_shape, explaining, numbered
+from common.exercises import WrongAnswer, allclose, expect_shape, explaining, judge, numbered
 from lesson_03_adm.adm_unet import ADMConfig
+from lesson_04_text_conditioning.studies import empty_file_checks
 from lesson_04_text_conditioning.studies.text_checks import text_forward, transformer_block
 from lesson_04_text_conditioning.studies.velocity_checks import (
     convert_output,
@@ -22,6 +24,7 @@ from lesson_04_text_conditioning.text_unet import TextAttention
 __all__ = [
     "attention",
     "convert_output",
+    "empty_file",
     "merge",
     "noise_from_velocity",
     "text_attention",
@@ -87,16 +90,16 @@ def attention(answer: Callable) -> None:
         )
     if allclose(result, (q @ k.T / 16).softmax(1) @ v):
         raise WrongAnswer(
-            "The scores are divided by d, their variance. Which s makes the variance of q k / s 1?"
+            "The scores are divided by d, their variance. Which r makes the variance of q k / r 1?"
         )
     if allclose(result, (q @ k.T / 6**0.5).softmax(1) @ v):
-        raise WrongAnswer("s is the root of the number of keys. It must depend on d, the length of a query.")
+        raise WrongAnswer("r is the root of the number of keys. It must depend on d, the length of a query.")
     if allclose(result, (q @ k.T / 4).softmax(0) @ v):
         raise WrongAnswer("The softmax runs over the queries. The weights of one query must add up to 1.")
     if allclose(result, (q @ k.T / 4) @ v):
         raise WrongAnswer("The softmax is missing: the weights of one query must add up to 1.")
     if not allclose(result, F.scaled_dot_product_attention(q, k, v)):
-        raise WrongAnswer("The result differs from PyTorch's attention. Is it softmax(q k^T / s) v?")
+        raise WrongAnswer("The result differs from PyTorch's attention. Is it softmax(q k^T / r) v?")
     if not answer(1000 * q, k, v).isfinite().all():
         raise WrongAnswer(
             "Large scores give inf or NaN. `softmax` subtracts the largest score first; use it."
@@ -171,3 +174,11 @@ def text_attention(answer: Callable) -> None:
             "The weights add up to 1, but the output differs from that of TextAttention. Are the heads put "
             "together as [N, channels, positions] before `proj`?"
         )
+
+
+def empty_file(attention_fn: Callable, encoder: Callable, read_text: Callable, loss: Callable) -> None:
+    """Print what is wrong with four functions that were written without looking."""
+    print(f"attention: {judge(attention_fn, attention)}")
+    print(f"encoder: {judge(encoder, empty_file_checks.encoder)}")
+    print(f"read_text: {judge(read_text, partial(empty_file_checks.read_text, encoder=encoder))}")
+    print(f"loss: {judge(loss, empty_file_checks.loss)}")

@@ -80,11 +80,11 @@ def convert_output(wrapper: Any, x_t: Tensor, t: Tensor, **conditioning: Any) ->
 
 
 def velocity_loss(
-    network: Any, process: GaussianDiffusion, x_0: Tensor, tokens: Tensor, mask: Tensor
+    network: Any, diffusion: GaussianDiffusion, x_0: Tensor, tokens: Tensor, mask: Tensor
 ) -> Tensor:
     """Exercise 4.6: return the mean squared error of the velocity at a random timestep per image."""
     t, noise = torch.randint(1000, (len(x_0),)), torch.randn_like(x_0)
     text = network.encode_text(tokens, mask)
-    output = network(process.q_sample(x_0, t, noise), t, text=text)
-    target = velocity(x_0, noise, process.alpha_bar[t].float().view(-1, 1, 1, 1))
+    output = network(diffusion.q_sample(x_0, t, noise), t, text=text)
+    target = velocity(x_0, noise, diffusion.alpha_bar[t].float().view(-1, 1, 1, 1))
     return (output[:, :3] - target).square().mean()

@@ -1,4 +1,4 @@
-"""One solution of exercise 4.10 of text_conditioning.ipynb, with PyTorch alone. The exercise has the test."""
+"""One solution of exercise 4.9 of text_conditioning.ipynb, with PyTorch alone."""
 
 import torch
 import torch.nn.functional as F

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -75,12 +74,6 @@ def plot_attention_maps(
     bar.ax.set_yticklabels(["1/16", "1/4", "1", "4", "16"])
     bar.ax.minorticks_off()
     return figure
-
-
-def plot_weights(axes: Axes, weights: Float[Tensor, "keys"], title: str) -> None:
-    """Plot the weights that one query gives to the keys."""
-    axes.bar(range(len(weights)), weights)
-    axes.set(title=title, xlabel="key", ylim=(0, 1))
 
 
 def plot_x_0_errors(path: str | Path) -> Figure:
