@@ -1,4 +1,4 @@
-"""What checks the reader's functions of ddpm.ipynb, here 1.1 to 1.3.
+"""What checks the reader's functions of ddpm.ipynb, here 1.1 to 1.3 and the empty file, 1.12.
 
 training_checks.py has 1.4 and 1.5, sampling_checks.py has those from 1.6 on.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from common.exercises import WrongAnswer, allclose, expect_shape, explaining, numbered
+from common.exercises import WrongAnswer, allclose, expect_shape, explaining, judge, numbered
 from lesson_01_ddpm.sampling_checks import (
     DIFFUSION,
     TIMESTEPS,
@@ -26,6 +26,7 @@ from lesson_01_ddpm.unet import ResBlock, UNetConfig
 
 __all__ = [
     "best_x_0",
+    "empty_file",
     "ideal_denoiser",
     "loss_fn",
     "posterior_mean",
@@ -133,7 +134,7 @@ def best_x_0(answer: Callable) -> None:
     if allclose(result, (a.sqrt() * x_t / (1 - a).sqrt()).tanh()):
         raise WrongAnswer("The exponent of a Gaussian divides by the variance, which is 1 - alpha_bar.")
     if any(allclose(result, (factor * a.sqrt() * x_t / (1 - a)).tanh()) for factor in (0.5, 2)):
-        raise WrongAnswer("The exponent is off by a factor of 2: tanh z is (e^z - e^-z) / (e^z + e^-z).")
+        raise WrongAnswer("The exponent is off by a factor of 2: tanh u is (e^u - e^-u) / (e^u + e^-u).")
     if allclose(result, x_t / a.sqrt()) or allclose(result, (x_t / a.sqrt()).clamp(-1, 1)):
         raise WrongAnswer("x_t / sqrt(alpha_bar) does not use that the pixel can only be -1 or 1.")
     if not allclose(result, 2 * p - 1):
@@ -188,3 +189,34 @@ def residual_block(answer: Callable) -> None:
             raise WrongAnswer(
                 f"The result is off by up to {off:.2f}. The order is norm, SiLU, convolution, twice."
             )
+
+
+def chain(answer: Callable) -> None:
+    """Sample with the ideal denoiser of one image: x_t must be distributed as in the forward process."""
+    image, x = images(1), white_noise(400)
+
+    def knows_x_0(x_t: Tensor, t: Tensor) -> Tensor:
+        return DIFFUSION.noise_from_x_0(x_t, t, image.expand_as(x_t))
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for t in range(999, 299, -1):
+            x = answer(knows_x_0, x, t)
+    factor = (x * image).sum().item() / (400 * image.square().sum().item())
+    noise, alpha_bar = (x - factor * image).std().item(), DIFFUSION.alpha_bar[299].item()
+    for bug, numbers in {"alpha_t": (0.46, 0.60), "alpha_bar_prev": (0.29, 0.79)}.items():
+        if abs(factor - numbers[0]) + abs(noise - numbers[1]) < 0.04:
+            raise WrongAnswer(f"In the posterior mean, {bug} stands where its root belongs.")
+    if abs(factor - alpha_bar**0.5) + abs(noise - (1 - alpha_bar) ** 0.5) > 0.04:
+        raise WrongAnswer(
+            f"With the ideal denoiser of one image, after the step at t = 300 the image has the factor "
+            f"{factor:.2f} and the noise {noise:.2f}; in the forward process they are "
+            f"{alpha_bar**0.5:.2f} and {(1 - alpha_bar) ** 0.5:.2f}."
+        )
+
+
+def empty_file(loss: Callable, step: Callable) -> None:
+    """Print what is wrong with a loss and a reverse step that were written without looking."""
+    print(f"The loss: {judge(loss, loss_fn)}")
+    verdict = judge(step, reverse_step)
+    print(f"The reverse step: {judge(step, chain) if verdict == 'correct.' else verdict}")

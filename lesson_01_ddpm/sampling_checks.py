@@ -144,7 +144,7 @@ def reverse_step(answer: Callable) -> None:
         x_prev = answer(knows_x_0, x_t, 300)
         spread, sigma = (x_prev - expected).std().item(), DIFFUSION.beta_tilde[300].sqrt().item()
         if x_prev.abs().max() < 1.001 and spread > 1.5 * sigma:
-            raise WrongAnswer("Only the predicted x_0 is clamped, not x_{t-1}, which contains noise.")
+            raise WrongAnswer("Only the predicted x_0 is clipped, not x_{t-1}, which contains noise.")
         if (x_prev - expected).std((1, 2, 3)).max() < 1e-4 < (x_prev - expected).abs().max():
             raise WrongAnswer("All pixels of an image get the same noise: use torch.randn_like(x_t).")
         if spread < 1e-4:
@@ -158,7 +158,7 @@ def reverse_step(answer: Callable) -> None:
             raise WrongAnswer(f"At t = 0 the result is off by {off:.3f}. Is noise added in the last step?")
         beyond = answer(lambda x, t: DIFFUSION.noise_from_x_0(x, t, 3 * x_0), x_first, 0)
         if beyond.abs().max() > 1.001:
-            raise WrongAnswer("A predicted x_0 outside [-1, 1] is not clamped.")
+            raise WrongAnswer("A predicted x_0 outside [-1, 1] is not clipped.")
         t = torch.full((200,), 5)
         x_t = DIFFUSION.q_sample(x_0, t, white_noise(200))
         spread = (answer(knows_x_0, x_t, 5) - DIFFUSION.q_posterior_mean(x_0, x_t, t)).std().item()
