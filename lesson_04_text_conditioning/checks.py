@@ -105,7 +105,7 @@ def attention(answer: Callable) -> None:
             "Large scores give inf or NaN. `softmax` subtracts the largest score first; use it."
         )
     many_q, many_k, many_v = (torch.stack([x, 2 * x, 3 * x])[None] for x in (q, k, v))  # [1, 3, ...]
-    hint = "It is right for q [Q, d], but not for q [N, heads, Q, d]. Use .mT, and dim=-1 in softmax."
+    hint = "It is right for q [Q, d], but not for [N, heads, Q, d]. Count from the end: q.shape[-1], .mT, dim=-1."
     try:
         with warnings.catch_warnings(
             action="ignore"
@@ -162,6 +162,8 @@ def text_attention(answer: Callable) -> None:
     attended = F.scaled_dot_product_attention(q, *both).mT.flatten(1, 2)
     if allclose(result, x + layer.proj(attended).mT.reshape(x.shape)):
         raise WrongAnswer("Channels and positions are exchanged: the output of `proj` needs no .mT.")
+    if allclose(result, layer.proj(x.flatten(2) + attended).view_as(x)):
+        raise WrongAnswer("The features are added before `proj`: add them to its output.")
     ones = layer.proj(torch.ones(1, 8, 9)).view(1, 8, 3, 3)  # all values 1: weights that add up to 1 give 1
     flat = TextAttention(8, ADMConfig(num_head_channels=4, num_groups=2), text_width=5).requires_grad_(False)
     flat.load_state_dict(layer.state_dict())

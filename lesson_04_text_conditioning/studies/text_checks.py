@@ -88,6 +88,8 @@ def text_forward(answer: Callable) -> None:
     if not isinstance(result, tuple) or len(result) != 2:
         raise WrongAnswer("Return two things: the pooled embedding and the token states.")
     pooled, states = result
+    if pooled.shape == (3, 5, 8):
+        raise WrongAnswer("The outputs are exchanged: return the pooled embedding, then the token states.")
     expect_shape(states, (3, 5, 8))
     expect_shape(pooled, (3, 6))
     wrong = {

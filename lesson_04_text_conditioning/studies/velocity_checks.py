@@ -173,7 +173,7 @@ def velocity_loss(answer: Callable) -> None:
     if network.t.max() < 800:
         raise WrongAnswer(f"64 values of t are at most {network.t.max()}; t runs from 0 to 999.")
     if allclose(network.x_t, x_0):
-        raise WrongAnswer("The network sees clean images. Add noise first: process.q_sample(x_0, t, noise).")
+        raise WrongAnswer("The network sees clean images. Add noise: diffusion.q_sample(x_0, t, noise).")
     if network.noise.std() > 2 or not 0.8 < network.noise[network.t > 100].std() < 1.2:
         raise WrongAnswer("x_t is not q_sample(x_0, t, noise) with noise from randn and the network's t.")
     a = alpha_bar[network.t].view(-1, 1, 1, 1)
