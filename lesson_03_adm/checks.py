@@ -75,6 +75,84 @@ def log_density(answer: Callable) -> None:
             raise WrongAnswer(f"The values of two noisy images {found}")
 
 
+@numbered("3.6")
+def log_p_gradient(answer: Callable) -> None:
+    """A classifier linear in x, whose gradient is known; called as a sampler does, without gradients."""
+    torch.manual_seed(0)
+    weight, x_t, y = torch.randn(3, 4), torch.randn(5, 1, 2, 2), torch.tensor([0, 1, 2, 1, 0])
+    t = torch.tensor([999, 0, 250, 500, 750])
+
+    def classifier(x: Tensor, t: Tensor) -> Tensor:
+        if x.shape[1:] != (1, 2, 2) or t.shape != x.shape[:1]:
+            raise WrongAnswer("The classifier takes x_t [N, C, H, W] and t [N], as your function gets them.")
+        return x.flatten(1) @ weight.T * (1 + t[:, None] / 500)
+
+    def gradient(t: Tensor, label: Tensor = y) -> Tensor:
+        p = classifier(x_t, t).softmax(1)
+        return ((weight[label] - p @ weight) * (1 + t[:, None] / 500)).view_as(x_t)
+
+    p, wanted = classifier(x_t, t).softmax(1), gradient(t)
+    with (
+        torch.no_grad(),
+        explaining(
+            "does not require grad",
+            "Samplers run without gradients: use torch.enable_grad(), and requires_grad_ on x_t.",
+        ),
+        explaining("only for scalar outputs", "autograd.grad needs a single number: sum over the images."),
+    ):
+        result = answer(classifier, x_t, t, y)
+    if isinstance(result, tuple):
+        raise WrongAnswer("autograd.grad returns a tuple, one gradient per input: take [0].")
+    if x_t.requires_grad:
+        raise WrongAnswer("Your function changed the sampler's own x_t: start from x_t.detach().")
+    expect_shape(result, tuple(x_t.shape))
+    if any(allclose(result, gradient(torch.full_like(t, i))) for i in (0, 1)):
+        raise WrongAnswer("The classifier must get t: it has to know how noisy x_t is.")
+    if allclose(result, wanted * p.gather(1, y[:, None])[:, :, None, None]):
+        raise WrongAnswer("That is the gradient of p(y | x_t). Take the logarithm: log_softmax.")
+    if allclose(result, (weight[y] * (1 + t[:, None] / 500)).view_as(x_t)):
+        raise WrongAnswer("That is the gradient of a logit. The softmax is missing: log_softmax.")
+    if allclose(result, -wanted):
+        raise WrongAnswer("The sign is wrong: that is the gradient of the cross entropy.")
+    if allclose(result * 5, wanted) or allclose(-result * 5, wanted):
+        raise WrongAnswer("It is too small by the size of the batch: take the sum over images, not the mean.")
+    of_class = torch.stack([gradient(t, torch.full_like(y, k)) for k in range(3)])
+    if allclose(result, of_class[y].sum(0)):
+        raise WrongAnswer(
+            "log_p[:, y] is [N, N], every image with every class of the batch: gather one each."
+        )
+    if allclose(result, of_class.sum(0)):
+        raise WrongAnswer("That is the sum over all classes. Take log p of the class y only.")
+    x = x_t.clone().requires_grad_()
+    over_batch = classifier(x, t).log_softmax(0).gather(1, y[:, None]).sum()
+    if allclose(result, torch.autograd.grad(over_batch, x)[0]):
+        raise WrongAnswer("The softmax runs over the batch: log_softmax(1).")
+    if not allclose(result, wanted):
+        raise WrongAnswer("For a classifier linear in x the gradient is wrong. Is it log p of the class y?")
+
+
+@numbered("3.7")
+def guided_mean(answer: Callable) -> None:
+    """How far the mean moves, and in which direction."""
+    mean, gradient, variance = torch.tensor([0.3, -1.0]), torch.tensor([2.0, 0.5]), torch.tensor([0.04, 0.25])
+    result = answer(mean, variance, gradient, 3.0)
+    if allclose(result, mean + 3 * gradient):
+        raise WrongAnswer("The shift does not depend on the step: multiply it by the variance of the step.")
+    if allclose(result, mean + 3 * variance.sqrt() * gradient):
+        raise WrongAnswer("That is the standard deviation; the variance belongs there.")
+    if allclose(result, mean - 3 * variance * gradient):
+        raise WrongAnswer("Downhill: log p(y | x_t) must rise, so add the gradient.")
+    if allclose(result, mean + variance * gradient):
+        raise WrongAnswer("The guidance scale is missing.")
+    if allclose(result, mean + 3 * gradient / variance):
+        raise WrongAnswer("The narrower the step, the smaller the shift: multiply by the variance.")
+    if not allclose(result, mean + 3 * variance * gradient):
+        raise WrongAnswer(
+            "For mean 0.3, variance 0.04, gradient 2 and scale 3 the mean must move by 0.24; "
+            f"yours moves by {(result - mean)[0]:.2f}."
+        )
+
+
 @numbered("3.8")
 def classifier_loss(answer: Callable) -> None:
     """Classifiers whose loss is known; which images and timesteps they get."""
@@ -105,6 +183,8 @@ def classifier_loss(answer: Callable) -> None:
         )
     if not isinstance(loss, Tensor) or loss.shape != ():
         raise WrongAnswer("Return a single number, the mean over the batch.")
+    if abs(loss.item()) < 1e-6:
+        raise WrongAnswer("nll_loss expects log probabilities; cross_entropy takes the logits.")
     if abs(loss.item() - math.log(10)) > 1e-4:
         raise WrongAnswer(
             f"A classifier that cannot decide has the loss log 10 = 2.303; yours is {loss:.3f}."
@@ -115,78 +195,6 @@ def classifier_loss(answer: Callable) -> None:
         raise WrongAnswer("cross_entropy takes logits and applies the softmax itself.")
     if certain.item() > 1e-3:
         raise WrongAnswer("A classifier that is right and certain must have a loss of 0.")
-
-
-@numbered("3.6")
-def guided_mean(answer: Callable) -> None:
-    """How far the mean moves, and in which direction."""
-    mean, gradient, variance = torch.tensor([0.3, -1.0]), torch.tensor([2.0, 0.5]), torch.tensor([0.04, 0.25])
-    result = answer(mean, variance, gradient, 3.0)
-    if allclose(result, mean + 3 * gradient):
-        raise WrongAnswer("The shift does not depend on the step: multiply it by the variance of the step.")
-    if allclose(result, mean + 3 * variance.sqrt() * gradient):
-        raise WrongAnswer("That is the standard deviation; the variance belongs there.")
-    if allclose(result, mean - 3 * variance * gradient):
-        raise WrongAnswer("Downhill: log p(y | x_t) must rise, so add the gradient.")
-    if allclose(result, mean + variance * gradient):
-        raise WrongAnswer("The guidance scale is missing.")
-    if allclose(result, mean + 3 * gradient / variance):
-        raise WrongAnswer("The narrower the step, the smaller the shift: multiply by the variance.")
-    if not allclose(result, mean + 3 * variance * gradient):
-        raise WrongAnswer(
-            "For mean 0.3, variance 0.04, gradient 2 and scale 3 the mean must move by 0.24; "
-            f"yours moves by {(result - mean)[0]:.2f}."
-        )
-
-
-@numbered("3.7")
-def log_p_gradient(answer: Callable) -> None:
-    """A classifier linear in x, whose gradient is known; called as a sampler does, without gradients."""
-    torch.manual_seed(0)
-    weight, x_t, y = torch.randn(3, 4), torch.randn(5, 1, 2, 2), torch.tensor([0, 1, 2, 1, 0])
-    t = torch.tensor([999, 0, 250, 500, 750])
-
-    def classifier(x: Tensor, t: Tensor) -> Tensor:
-        if x.shape[1:] != (1, 2, 2) or t.shape != x.shape[:1]:
-            raise WrongAnswer("The classifier takes x_t [N, C, H, W] and t [N], as your function gets them.")
-        return x.flatten(1) @ weight.T * (1 + t[:, None] / 500)
-
-    def gradient(t: Tensor, label: Tensor = y) -> Tensor:
-        p = classifier(x_t, t).softmax(1)
-        return ((weight[label] - p @ weight) * (1 + t[:, None] / 500)).view_as(x_t)
-
-    p, wanted = classifier(x_t, t).softmax(1), gradient(t)
-    with (
-        torch.no_grad(),
-        explaining(
-            "does not require grad",
-            "Samplers run without gradients: use torch.enable_grad(), and requires_grad_ on x_t.",
-        ),
-        explaining("only for scalar outputs", "autograd.grad needs a single number: sum over the images."),
-    ):
-        result = answer(classifier, x_t, t, y)
-    if x_t.requires_grad:
-        raise WrongAnswer("Your function changed the sampler's own x_t: start from x_t.detach().")
-    expect_shape(result, tuple(x_t.shape))
-    if any(allclose(result, gradient(torch.full_like(t, i))) for i in (0, 1)):
-        raise WrongAnswer("The classifier must get t: it has to know how noisy x_t is.")
-    if allclose(result, wanted * p.gather(1, y[:, None])[:, :, None, None]):
-        raise WrongAnswer("That is the gradient of p(y | x_t). Take the logarithm: log_softmax.")
-    if allclose(result, (weight[y] * (1 + t[:, None] / 500)).view_as(x_t)):
-        raise WrongAnswer("That is the gradient of a logit. The softmax is missing: log_softmax.")
-    if allclose(result, -wanted):
-        raise WrongAnswer("The sign is wrong: that is the gradient of the cross entropy.")
-    if allclose(result * 5, wanted) or allclose(-result * 5, wanted):
-        raise WrongAnswer("It is too small by the size of the batch: take the sum over images, not the mean.")
-    of_class = torch.stack([gradient(t, torch.full_like(y, k)) for k in range(3)])
-    if allclose(result, of_class[y].sum(0)):
-        raise WrongAnswer(
-            "log_p[:, y] is [N, N], every image with every class of the batch: gather one each."
-        )
-    if allclose(result, of_class.sum(0)):
-        raise WrongAnswer("That is the sum over all classes. Take log p of the class y only.")
-    if not allclose(result, wanted):
-        raise WrongAnswer("For a classifier linear in x the gradient is wrong. Is it log p of the class y?")
 
 
 @numbered("3.10")

@@ -1,4 +1,4 @@
-"""Figures of adm.ipynb that need more code than a cell should show."""
+"""The plane with three classes, and figures of adm.ipynb that need more code than a cell should show."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from common.diagrams import HIGHLIGHT, arrow, box, canvas
 from lesson_01_ddpm.diffusion import GaussianDiffusion
 
-MEANS = torch.tensor([[-0.7, -0.4], [0.7, -0.4], [0.0, 0.8]])  # of three classes in the plane
-VARIANCE = 0.05
+CENTERS = torch.tensor([[-0.7, -0.4], [0.7, -0.4], [0.0, 0.8]])  # m_y of three classes in the plane
+TAU_SQUARED = 0.05  # the variance of a class
 COLOURS = ["tab:blue", "tab:green", "tab:orange"]
 
 
@@ -80,37 +80,33 @@ def plot_guidance() -> Figure:
     return figure
 
 
-def log_p_classes(diffusion: GaussianDiffusion, x_t: Tensor, t: Tensor) -> Tensor:
-    """Return log p(x_t | y) of each class up to a constant, [N, 3], for points x_t [N, 2, 1, 1]."""
+def log_p_classes(
+    diffusion: GaussianDiffusion, x_t: Tensor, t: Tensor, tau_squared: float = TAU_SQUARED
+) -> Tensor:
+    """Return log p(x_t | y) of each class up to a constant, [N, 3], for points x_t [N, 2, 1, 1].
+
+    A class is a Gaussian around its center in `CENTERS`; tau_squared: its variance in each direction.
+    """
     a = diffusion.alpha_bar[t].float().view(-1, 1)
-    squared = (x_t.flatten(1)[:, None] - a[:, None].sqrt() * MEANS).square().sum(2)
-    return -squared / (2 * (a * VARIANCE + 1 - a))
+    squared = (x_t.flatten(1)[:, None] - a[:, None].sqrt() * CENTERS).square().sum(2)
+    return -squared / (2 * (a * tau_squared + 1 - a))
 
 
-def plane_denoiser(diffusion: GaussianDiffusion) -> Callable[[Tensor, Tensor], Tensor]:
+def plane_denoiser(
+    diffusion: GaussianDiffusion, tau_squared: float = TAU_SQUARED
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the ideal denoiser of the three classes in the plane, without knowing the class."""
 
     def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
         a, points = diffusion.alpha_bar[t].float().view(-1, 1, 1), x_t.flatten(1)[:, None]
-        p_class = log_p_classes(diffusion, x_t, t).softmax(1)[:, :, None]  # p(class | x_t), [N, 3, 1]
-        gain = a.sqrt() * VARIANCE / (a * VARIANCE + 1 - a)
-        x_0_of_class = MEANS + gain * (points - a.sqrt() * MEANS)  # E[x_0 | x_t, class], [N, 3, 2]
+        log_p = log_p_classes(diffusion, x_t, t, tau_squared)
+        p_class = log_p.softmax(1)[:, :, None]  # p(class | x_t), [N, 3, 1]
+        gain = a.sqrt() * tau_squared / (a * tau_squared + 1 - a)
+        x_0_of_class = CENTERS + gain * (points - a.sqrt() * CENTERS)  # E[x_0 | x_t, class], [N, 3, 2]
         x_0 = (p_class * x_0_of_class).sum(1, keepdim=True)
         return ((points - a.sqrt() * x_0) / (1 - a).sqrt()).view_as(x_t)
 
     return denoiser
-
-
-def plane_gradient(diffusion: GaussianDiffusion, y: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the exact gradient of log p(y | x_t) in the plane."""
-
-    def gradient_fn(x_t: Tensor, t: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = x_t.detach().requires_grad_(True)
-            log_p = log_p_classes(diffusion, x, t).log_softmax(1)[:, y]
-            return torch.autograd.grad(log_p.sum(), x)[0]
-
-    return gradient_fn
 
 
 def plot_field(
@@ -119,18 +115,18 @@ def plot_field(
     t: int,
     alpha_bar: float,
     title: str | None = None,
-    scale: float | None = None,
+    arrow_scale: float | None = None,
 ) -> None:
     """Plot a vector field at timestep t, and where the classes are at this noise level.
 
-    scale: how long a vector is that fills the panel's width; None plots only the directions.
+    arrow_scale: how long a vector is that fills the panel's width; None plots only the directions.
     """
     line = torch.linspace(-1.8, 1.8, 15)
     points = torch.cartesian_prod(line, line).view(-1, 2, 1, 1)
     arrows = field(points, torch.full((len(points),), t)).flatten(1)
-    if scale is None:
+    if arrow_scale is None:
         arrows = arrows / arrows.norm(dim=1, keepdim=True)
-    axes.quiver(*points.flatten(1).T, *arrows.T, color="gray", scale=scale or 22)
-    x, y = (alpha_bar**0.5 * MEANS).T
+    axes.quiver(*points.flatten(1).T, *arrows.T, color="gray", scale=arrow_scale or 22)
+    x, y = (alpha_bar**0.5 * CENTERS).T
     axes.scatter(x, y, s=200, c=COLOURS, alpha=0.7)
     axes.set(title=title or f"t = {t}", xticks=[], yticks=[])

@@ -1,5 +1,6 @@
 """Lesson 3's model: the ADM UNet, conditioned on the digit."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,13 @@ from common.sampling import MakeDenoiser
 from common.training.checkpoints import load_model
 from common.training.config import config_from_dict
 from lesson_02_improved_ddpm.model import IMAGE_SHAPE, make_diffusion
-from lesson_03_adm.adm_unet import ADMConfig, ClassConditionalUNet
+from lesson_03_adm.adm_unet import (
+    ADMConfig,
+    ClassConditionalUNet,
+    MultiHeadAttention,
+    ResBlock,
+    pointwise_linear,
+)
 
 __all__ = [
     "IMAGE_SHAPE",
@@ -23,6 +30,7 @@ __all__ = [
     "class_denoiser",
     "load",
     "make_diffusion",
+    "use_parts",
     "variants",
 ]
 
@@ -73,3 +81,16 @@ def variants() -> dict[str, ADMConfig]:
     alone = {f"+ {name}": replace(PLAIN, **change) for name, change in CHANGES.items()}
     together = {key: value for change in CHANGES.values() for key, value in change.items()}
     return {"DDPM UNet": PLAIN} | alone | {"all": replace(PLAIN, **together)}
+
+
+def use_parts(adm_block: Callable, split_heads: Callable) -> None:
+    """Let all UNets of this process compute with the functions of exercises 3.3 and 3.2."""
+
+    def project_qkv(layer: MultiHeadAttention, x: Tensor) -> tuple[Tensor, ...]:
+        positions = layer.norm(x).flatten(2).transpose(1, 2)
+        # the linear map returns q, k and v of head 1, then q, k and v of head 2, ...
+        heads = split_heads(pointwise_linear(layer.qkv, positions), layer.num_heads)
+        return heads.chunk(3, -1)
+
+    ResBlock.forward = lambda block, x, emb, context: adm_block(block, x, emb)  # type: ignore[assignment]
+    MultiHeadAttention.project_qkv = project_qkv  # type: ignore[assignment]

@@ -53,17 +53,17 @@ def log_density(x_t: Tensor, data: Tensor, alpha_bar_t: Tensor) -> Tensor:
     return exponents.logsumexp(1)
 
 
-def guided_mean(mean: Tensor, variance: Tensor, gradient: Tensor, scale: float) -> Tensor:
-    """Exercise 3.6: return the mean of a guided reverse step."""
-    return mean + scale * variance * gradient
-
-
 def log_p_gradient(classifier: Callable, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """Exercise 3.7: return the gradient of log p(y | x_t) with respect to x_t."""
+    """Exercise 3.6: return the gradient of log p(y | x_t) with respect to x_t."""
     with torch.enable_grad():
         x_t = x_t.detach().requires_grad_(True)
         log_p = classifier(x_t, t).log_softmax(1)
         return torch.autograd.grad(log_p.gather(1, y[:, None]).sum(), x_t)[0]
+
+
+def guided_mean(mean: Tensor, variance: Tensor, gradient: Tensor, scale: float) -> Tensor:
+    """Exercise 3.7: return the mean of a guided reverse step."""
+    return mean + scale * variance * gradient
 
 
 def classifier_loss(diffusion: GaussianDiffusion, classifier: Callable, x_0: Tensor, label: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def split_heads(answer: Callable) -> None:
     expect_shape(result, (2, 3, 5, 4))
     wanted = torch.stack([x[..., 0:4], x[..., 4:8], x[..., 8:12]], 1)
     if torch.equal(result, torch.stack([x[..., i::3] for i in range(3)], 1)):
-        raise WrongAnswer("Each head gets every third channel; it should get neighbouring channels.")
+        raise WrongAnswer("Each head gets every third channel; it should get neighboring channels.")
     if torch.equal(result, x.reshape(2, 3, 5, 4)):
         raise WrongAnswer("A plain reshape mixes positions and channels: split the channels, then transpose.")
     if not torch.equal(result, wanted):
@@ -100,7 +100,9 @@ def adm_block(answer: Callable) -> None:
                 raise
             reason = "The convolutions' output and x have different sizes: resample both."
             if "dimension 1" in str(error):
-                reason = "The correction has 6 channels and x has 4: pass x through block.skip, then add it."
+                reason = (
+                    "The convolutions return 6 channels and x has 4: pass x through block.skip, then add it."
+                )
             if "(12)" in str(error):
                 reason = "block.emb returns 12 numbers, 6 scales and 6 shifts: use ada_gn, not an addition."
             raise WrongAnswer(reason) from error
@@ -117,6 +119,9 @@ def adm_block(answer: Callable) -> None:
         plain = modulated(block.norm_2(main), *block.emb(emb).split(6, 1))
         if allclose(result, skip + block.conv_2(F.silu(plain))):
             raise WrongAnswer("emb has no activation: use block.emb(F.silu(emb)).")
+        after = modulated(block.norm_2(main), *F.silu(block.emb(emb)).split(6, 1))
+        if allclose(result, skip + block.conv_2(F.silu(after))):
+            raise WrongAnswer("The SiLU belongs before the linear layer: block.emb(F.silu(emb)).")
         if not allclose(result, skip + wanted_main):
             early = modulated(block.norm_2(block.conv_1(F.silu(block.norm_1(resized(x))))), scale, shift)
             if allclose(result, skip + block.conv_2(F.silu(early))):
@@ -146,7 +151,13 @@ def class_conditional(answer: Callable) -> None:
     unet = RecordingUNet()
     network = answer(unet, 10, 6)
     x_t, t, y = torch.randn(4, 1, 8, 8), torch.tensor([5, 5, 8, 9]), torch.tensor([3, 7, 3, 0])
-    network(x_t, t, y)
+    try:
+        with explaining("must match the size", "t stays as it is; pass the vectors as embedding=..."):
+            network(x_t, t, y)
+    except IndexError as error:
+        raise WrongAnswer(
+            "nn.Embedding takes the number of classes first, then the size of a vector."
+        ) from error
     if not unet.seen:
         raise WrongAnswer("The UNet was not called.")
     seen_t, embedding = unet.seen[-1]
