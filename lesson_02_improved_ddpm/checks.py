@@ -43,6 +43,13 @@ def respaced_betas(answer: Callable) -> None:
         raise WrongAnswer("This is 1 - alpha_bar, the whole noise so far; beta is that of one step alone.")
     if same(betas, 1 - old[kept] / old[(kept - 1).clamp(min=0)]):
         raise WrongAnswer("alpha_bar is divided by that of t - 1. Which timestep came before in `kept`?")
+    before = torch.cat([torch.ones(1).double(), wanted[:-1]])
+    if same(betas, before - wanted):
+        raise WrongAnswer("This is the difference of two successive values; 1 - beta is their ratio.")
+    if (betas < 0).any():
+        raise WrongAnswer(
+            "A beta is negative. alpha_bar falls from one kept timestep to the next, and begins at 1."
+        )
     alpha_bar = (1 - betas.double()).cumprod(0)
     if not same(alpha_bar, DIFFUSION.alpha_bar[kept]):
         worst = int((alpha_bar - DIFFUSION.alpha_bar[kept]).abs().argmax())
@@ -65,6 +72,8 @@ def cosine_betas(answer: Callable) -> None:
             "This is 1 - alpha_bar, the whole noise so far. The beta of one step follows from two successive "
             "values of alpha_bar (exercise 2.1)."
         )
+    if (betas < 0).any():
+        raise WrongAnswer("A beta is negative: divide each value of g by the one before, not the one after.")
     if betas[0] == 0:
         raise WrongAnswer("The first beta is 0: the curve is shifted by one step.")
     difference = -torch.cat([torch.ones(1).double(), curve]).diff()
@@ -72,7 +81,7 @@ def cosine_betas(answer: Callable) -> None:
         raise WrongAnswer("This is the difference of two successive values; 1 - beta is their ratio.")
     if abs(betas.max().item() - 0.999) > 1e-6:
         raise WrongAnswer(
-            f"The largest beta is {betas.max():.4f}, and 1 would erase the image: clamp to 0.999."
+            f"The largest beta is {betas.max():.4f}, and 1 would erase the image: clip to 0.999."
         )
     if betas.dtype != torch.float64:
         raise WrongAnswer(f"The result has dtype {betas.dtype}; use float64, as for all tables.")
@@ -93,7 +102,7 @@ def cosine_betas(answer: Callable) -> None:
 @numbered("2.3")
 def best_variance(answer: Callable) -> None:
     """Compare with Gaussian data, for which the variance of x_{t-1} given x_t is known."""
-    cases = ((DIFFUSION, 500, 1.0), (DIFFUSION, 20, 0.5), (DIFFUSION, 2, 0.1), (SHORT, 12, 0.5))
+    cases = ((SHORT, 12, 0.5), (DIFFUSION, 500, 1.0), (DIFFUSION, 20, 0.5), (DIFFUSION, 2, 0.1))
     for process, i, s in cases:
         a, previous, beta = (float(x[i]) for x in (process.alpha_bar, process.alpha_bar_prev, process.betas))
         error = s**2 * (1 - a) / (a * s**2 + 1 - a)  # of the best x_0_hat for data of variance s^2
@@ -125,6 +134,8 @@ def best_variance(answer: Callable) -> None:
             raise WrongAnswer(
                 "An error of x_0_hat does not reach x_{t-1} as it is: which factor does x_0 have?"
             )
+        if abs(result / (small + float(process.posterior_mean_coef2[i]) ** 2 * error) - 1) < 1e-4:
+            raise WrongAnswer("That is the factor of x_t in eq. 7. x_t is known; which factor does x_0 have?")
         if abs(result / (small + c * error) - 1) < 1e-4:
             raise WrongAnswer("A factor c in front of x_0 multiplies the variance by c^2.")
         data = "white noise of variance 1" if s == 1 else f"Gaussian data of standard deviation {s}"
@@ -205,7 +216,7 @@ def vlb_term(answer: Callable) -> None:
         )
     result, q, p = result_and_parts(400)
     if not allclose(result, bits(kl_divergence(q, p))):
-        raise WrongAnswer("At i = 400 the value is wrong. Is x_0_hat clamped, as in the sampler?")
+        raise WrongAnswer("At i = 400 the value is wrong. Is x_0_hat clipped, as in the sampler?")
     result, q, p = result_and_parts(0)
     below = p.cdf((x_0 - 1 / 255).double()).masked_fill(x_0 < -0.999, 0)
     above = p.cdf((x_0 + 1 / 255).double()).masked_fill(x_0 > 0.999, 1)

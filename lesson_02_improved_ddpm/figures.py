@@ -1,6 +1,6 @@
 """Figures of improved_ddpm.ipynb that need more code than a cell should show."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from lesson_01_ddpm.diffusion import GaussianDiffusion
 from lesson_02_improved_ddpm.ddim import ddim_sample
 from lesson_02_improved_ddpm.schedules import cosine_betas
 
+Positions = Sequence[Mapping[str, float]]  # kind of pixel -> f, at several timesteps
 MEANS, STD = torch.tensor([-1.0, 1.0]), 0.2  # of the two peaks of a one-dimensional distribution
 
 
@@ -65,17 +66,36 @@ def plot_schedules(schedules: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def plot_stacked_bars(bars: Mapping[str, Mapping[str, float]], x_label: str) -> Figure:
-    """Return a figure of horizontal bars. bars: name -> (part -> length), with the same parts in all."""
-    figure = Figure((6.6, 0.9 + 0.35 * len(bars)), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    left = np.zeros(len(bars))
-    for part in next(iter(bars.values())):
-        lengths = np.array([parts[part] for parts in bars.values()])
-        axes.barh(range(len(bars)), lengths, left=left, height=0.6, label=part)
-        left += lengths
-    axes.set_yticks(range(len(bars)), list(bars))
-    axes.invert_yaxis()
-    axes.set_xlabel(x_label)
-    figure.legend(loc="outside upper right", ncols=3, fontsize="small")
+def plot_f(timesteps: Sequence[int], panels: Mapping[str, tuple[Positions, Positions]]) -> Figure:
+    """Return a figure of f, the variance's position between its limits. panels: title -> (learned, best)."""
+    figure = Figure((9, 3), dpi=120, layout="constrained")
+    all_axes, x = figure.subplots(1, len(panels), sharey=True), [t + 1 for t in timesteps]
+    for axes, (title, (learned, best)) in zip(all_axes, panels.items()):
+        for kind, color in (("background", "tab:blue"), ("strokes", "tab:orange")):
+            axes.semilogx(x, [f[kind] for f in learned], ".-", color=color, label=f"{kind}, learned")
+            axes.semilogx(x, [f[kind] for f in best], "--", color=color, label=f"{kind}, best")
+        axes.set(title=title, xlabel="t + 1", ylim=(-0.5, 1.5))
+    all_axes[0].set_ylabel("f")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize="small")
     return figure
+
+
+def std_of_samples(
+    process: GaussianDiffusion, variance: Callable[[GaussianDiffusion, int, Tensor], Tensor], std: float = 0.5
+) -> float:
+    """Return the standard deviation of ancestral samples of Gaussian pixels, predicted by the exact mean.
+
+    variance: (process, i, mean squared error of x_0_hat) -> variance of the step. std: of the data.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40_000, generator=generator)
+    for i in reversed(range(process.num_timesteps)):
+        t, a = torch.full((len(x),), i), process.alpha_bar[i]
+        total = a * std**2 + 1 - a  # the variance of x_t
+        x_0_hat = (a.sqrt() * std**2 / total).float() * x
+        error = std**2 * (1 - a) / total
+        x = process.q_posterior_mean(x_0_hat, x, t)
+        if i > 0:
+            x = x + float(variance(process, i, error)) ** 0.5 * torch.randn(len(x), generator=generator)
+    return x.std().item()

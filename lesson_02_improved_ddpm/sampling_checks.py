@@ -46,9 +46,13 @@ def learned_range(answer: Callable) -> None:
         if not allclose(middle, (low + high) / 2):
             raise WrongAnswer("Interpolate the logarithms, not the variances or standard deviations.")
         if allclose(at(-5.0), low):
-            raise WrongAnswer("v is clamped. Leave it as it is: the network may leave the limits.")
+            raise WrongAnswer("v is clipped. Leave it as it is: the network may leave the limits.")
         return
-    raise WrongAnswer("v = -1 must give log beta_tilde and v = 1 log beta. Which channel is v?")
+    raise WrongAnswer(
+        f"At t = 10, v = -1 gives {small[1].mean():.3f} and should give log beta_tilde = "
+        f"{low[1].mean():.3f}; v = 1 gives {large[1].mean():.3f} and should give "
+        f"log beta = {high[1].mean():.3f}."
+    )
 
 
 @numbered("2.7")
@@ -101,6 +105,19 @@ def loss_hybrid(answer: Callable) -> None:
         raise WrongAnswer("eps_hat gets no gradient at all: detach it in the VLB term, not in L_simple.")
     if not torch.allclose(gradient[:, :1], of_simple[:, :1], rtol=1e-3, atol=1e-5):
         raise WrongAnswer("The VLB's gradient reaches eps_hat: detach eps_hat (and nothing else) in it.")
+    seen: list[int] = []
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        seen.extend(t.tolist())
+        return output
+
+    process = DIFFUSION.respace_evenly(10)
+    indices = torch.tensor([0, 1, 3, 5, 7, 9])
+    answer(process, network, x_0, indices, noise)
+    if seen != process.timesteps[indices].tolist():
+        raise WrongAnswer(
+            "In a respaced process the network gets the index, not the timestep: use process.predict."
+        )
 
 
 @numbered("2.8")
@@ -167,9 +184,9 @@ def ddim(answer: Callable) -> None:
         raise WrongAnswer(f"The network got the timesteps {seen}, not {process.timesteps.flip(0).tolist()}.")
     expect_shape(result, (3, 1, 4, 4))
     if allclose(result, by_hand(clamp=False)):
-        raise WrongAnswer("x_0_hat is not clamped to [-1, 1].")
+        raise WrongAnswer("x_0_hat is not clipped to [-1, 1].")
     if allclose(result, by_hand(again=False)):
-        raise WrongAnswer("After clamping, eps_hat no longer belongs to x_0_hat: compute it again.")
+        raise WrongAnswer("After clipping, eps_hat no longer belongs to x_0_hat: compute it again.")
     if not torch.equal(result, answer(process, network, x_T)):
         raise WrongAnswer("Two calls from the same noise differ, so the sampler adds noise. DDIM adds none.")
     if not allclose(result, by_hand()):
@@ -202,6 +219,16 @@ def family_sample(answer: Callable) -> None:
     wanted, _ = std_and_timesteps(reference_family_sample, knows_index=True)
     got, _ = std_and_timesteps(answer, knows_index=True)
     wrong_noise = abs(got / wanted - 1) > 0.02
+
+    def one_call(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return answer(process, lambda x_t, t: torch.cat([x_t, x_t], 1), x_T[:8], 1.0)
+
+    if torch.equal(one_call(0), one_call(1)):
+        raise WrongAnswer(
+            "For eta = 1 two calls agree: your sampler adds no noise. Keep sigma z, and correct what stands "
+            "next to it."
+        )
     if wrong_timesteps and wrong_noise:
         raise WrongAnswer(
             "Both bugs are left. With the ideal denoiser for data of standard deviation "
