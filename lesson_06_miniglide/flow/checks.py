@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from common.exercises import WrongAnswer, allclose, expect_shape, numbered
+from common.exercises import WrongAnswer, allclose, expect_shape, explaining, numbered
 
 
-@numbered("6.18")
+@numbered("6.19")
 def flow_loss(answer: Callable) -> None:
     """A network whose outputs are known, and what it is given."""
     torch.manual_seed(0)
@@ -20,7 +20,9 @@ def flow_loss(answer: Callable) -> None:
         seen.append((x, times))
         return torch.full_like(x, 0.5)
 
-    result = answer(network, x_0, tau, noise)
+    message = "tau is [N] and images are [N, C, H, W]; tau.view(-1, 1, 1, 1) fits."
+    with explaining("must match the size", message):
+        result = answer(network, x_0, tau, noise)
     expect_shape(result, (4,))
     if len(seen) != 1:
         raise WrongAnswer(f"The network is evaluated {len(seen)} times; once is enough.")
@@ -49,17 +51,22 @@ def flow_loss(answer: Callable) -> None:
         raise WrongAnswer("Return the mean squared error of the velocity, one number per image.")
 
 
-@numbered("6.19")
+@numbered("6.20")
 def euler(answer: Callable) -> None:
     """A constant velocity is followed exactly; dx/ds = x grows by a known factor in each step."""
     x, times = torch.tensor([[1.0, 2.0], [3.0, -1.0]]), torch.tensor([1.0, 0.7, 0.2, 0.0])
     seen: list[float] = []
 
     def constant(x: Tensor, tau: Tensor) -> Tensor:
+        if tau.numel() != 1:
+            raise WrongAnswer("Pass velocity one time for the whole batch, the time where the step starts.")
         seen.append(float(tau))
         return torch.ones_like(x)
 
+    before = x.clone()
     result = answer(constant, x, times)
+    if not torch.equal(x, before):
+        raise WrongAnswer("x += ... changes the caller's noise. Write x = x + ...")
     expect_shape(result, (2, 2))
     if allclose(result, x + 1):
         raise WrongAnswer("The steps go the wrong way: tau falls from 1 to 0, so each step is negative.")
@@ -72,11 +79,13 @@ def euler(answer: Callable) -> None:
     if not allclose(torch.tensor(seen), times[:-1]):
         raise WrongAnswer("Evaluate the velocity once per step, at the time where the step starts.")
     grown = answer(lambda x, tau: x, x, times)
+    if allclose(grown, x * (2 / 3) ** 3):
+        raise WrongAnswer("Your steps are equally long. These times are not: a step is tau_next - tau.")
     if not allclose(grown, x * 0.7 * 0.5 * 0.8):
         raise WrongAnswer("Evaluate the velocity at the current x in each step, not at the first one.")
 
 
-@numbered("6.21")
+@numbered("6.22")
 def flow_from_diffusion(answer: Callable) -> None:
     """At a known image and noise, x_tau must lie on their line and the velocity must be that of the line."""
     torch.manual_seed(0)
