@@ -132,9 +132,7 @@ def reverse_step(answer: Callable) -> None:
         last = answer(knows_x_0, x_t, 0)
         expect_shape(last, (200, 1, 8, 8))
         if allclose(last, knows_x_0(x_t, t)):
-            raise WrongAnswer(
-                "That is the predicted noise. Compute x_0_hat from it, then the posterior mean."
-            )
+            raise WrongAnswer("That is the predicted noise. Compute x_0_hat, then the posterior mean.")
         if allclose(last, knows_x_0(x_t, t).clamp(-1, 1)):
             raise WrongAnswer("The network's output is noise, not x_0: pass it through x_0_from_noise.")
         check_mean(answer(knows_x_0, DIFFUSION.q_sample(x_0, t + 5, white_noise(200)), 5), x_0)
@@ -153,6 +151,8 @@ def reverse_step(answer: Callable) -> None:
             raise WrongAnswer("The noise is multiplied by the variance; take the standard deviation.")
         if abs(spread / sigma - 1) > 0.05:
             raise WrongAnswer(f"At t = 300 the noise has standard deviation {spread:.4f}, not {sigma:.4f}.")
+        if allclose(answer(knows_x_0, x_t, 1), answer(knows_x_0, x_t, 1)):
+            raise WrongAnswer("No noise at t = 1. Only t = 0 goes without: the paper's t > 1 is our t > 0.")
         off = (last - x_0).abs().max().item()
         if off > 1e-3:
             raise WrongAnswer(f"At t = 0 the result is off by {off:.3f}. Is noise added in the last step?")
