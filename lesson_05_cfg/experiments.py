@@ -2,6 +2,7 @@
 
 NAME is one of
     guidance_curve    guidance scales 0 to 20, with clipping and with dynamic thresholding
+    lesson_4          guidance with lesson 4's network, which was trained without caption dropout
     best_scale        the scale of the best FID alone; --num-samples 5000 gives accuracies within 0.2 %
     interval          guidance at some noise levels only
     samplers          ancestral sampling, DDIM and DPM-Solver++ at 5 to 50 steps
@@ -35,6 +36,8 @@ from common.training.config import DigitsConfig
 from common.training.metrics_csv import read_metrics
 from lesson_01_ddpm.diffusion import clamp_x_0, uniform_timesteps
 from lesson_04_text_conditioning.captioned_mnist import PROMPTS
+from lesson_04_text_conditioning.model import LESSON as LESSON_4
+from lesson_04_text_conditioning.model import load as load_lesson_4
 from lesson_04_text_conditioning.studies.captioned_digits import (
     PromptDenoiser,
     Study,
@@ -104,6 +107,16 @@ def guidance_curve(config: Config) -> None:
             for metric in ("fid", "diversity"):
                 curves[f"{metric}, {name}"].append((scale + 0.1, row[metric]))
     save_figure(study.table, plot_curves(curves, "s + 0.1", ""))
+
+
+def lesson_4(config: Config) -> None:
+    """Measure guidance with lesson 4's network, whose training had no empty captions."""
+    study = open_study(LESSON, with_default_steps(config), weights_of=LESSON_4)
+    network, shown = load_lesson_4(device=config.device).network, {}
+    for scale in (1, 2, 3):
+        study.table.row(partial(measure, study, network, at_scale(scale)), scale=scale)
+        shown[f"s = {scale}"] = sample(study, network, PROMPTS, at_scale(scale))
+    save_image_rows(study.table, shown)
 
 
 def best_scale(config: Config) -> None:
@@ -226,9 +239,8 @@ def mistakes(config: Config) -> None:
     save_losses(study.table, {name: run_folder(LESSON, study.config, name) for name in losses})
 
 
-EXPERIMENTS = by_name(
-    (guidance_curve, best_scale, interval, samplers, last_step, drop_probability, time_to_quality, mistakes)
-)
+WITH_PRETRAINED = (guidance_curve, lesson_4, best_scale, interval, samplers, last_step)
+EXPERIMENTS = by_name((*WITH_PRETRAINED, drop_probability, time_to_quality, mistakes))
 
 if __name__ == "__main__":
     run_command(partial(run_experiment, EXPERIMENTS), Config)

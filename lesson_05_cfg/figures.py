@@ -1,11 +1,6 @@
-"""Figures of cfg.ipynb that need more code than a cell should show."""
+"""Figures of cfg.ipynb and fast_sampling.ipynb that need more code than a cell should show."""
 
-from collections.abc import Callable
-
-import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from common.diagrams import HIGHLIGHT, arrow, box, canvas
 from common.files import read_json
@@ -37,18 +32,6 @@ def plot_guidance_flow() -> Figure:
     ):
         arrow(axes, start, end)
     return figure
-
-
-def plot_arrows(
-    axes: Axes, denoiser: Callable[[Tensor, Tensor], Tensor], t: int, centers: Tensor, wanted: int
-) -> None:
-    """Plot -eps_hat, the direction of a sampler's step, on a grid; centers: [K, 2], of the classes."""
-    line = torch.linspace(-2, 2, 15)
-    points = torch.cartesian_prod(line, line).view(-1, 2, 1, 1)
-    arrows = -denoiser(points, torch.full((len(points),), t)).flatten(1)
-    axes.quiver(*points.flatten(1).T, *arrows.T, color="gray")
-    colors = ["tab:orange" if i == wanted else "tab:blue" for i in range(len(centers))]
-    axes.scatter(centers[:, 0], centers[:, 1], s=300, c=colors, alpha=0.7)
 
 
 def plot_sweep(path: str = "results/guidance_curve.json") -> Figure:

@@ -137,8 +137,8 @@ def prompt_denoiser(
 def dynamic_threshold(x_0: Float[Tensor, "n c h w"], percentile: float = 99.5) -> Float[Tensor, "n c h w"]:
     """Rescale an oversaturated predicted x_0; a `denoised_fn` (Saharia et al. 2022, section 2.3).
 
-    s is that percentile of |x_0| in each sample, but at least 1; x_0 is clipped to [-s, s] and divided by s.
+    a is that percentile of |x_0| in each sample, but at least 1; x_0 is clipped to [-a, a] and divided by a.
     Values that guidance pushed out of range keep their contrast, which clipping to [-1, 1] would lose.
     """
-    s = x_0.abs().flatten(1).quantile(percentile / 100, dim=1).clamp(min=1).view(-1, 1, 1, 1)
-    return x_0.clamp(-s, s) / s
+    a = x_0.abs().flatten(1).quantile(percentile / 100, dim=1).clamp(min=1).view(-1, 1, 1, 1)
+    return x_0.clamp(-a, a) / a

@@ -54,7 +54,7 @@ def exchanged(network: Any, tokenizer: Tokenizer, prompts: Sequence[str], guidan
 def buggy_samples(
     network: Any, tokenizer: Tokenizer, prompts: Sequence[str], guidance_scale: float = 3, steps: int = 25
 ) -> dict[str, Float[Tensor, "n c h w"]]:
-    """Return ancestral samples of four guided denoisers, all from the same noise, for exercise 5.6."""
+    """Return ancestral samples of four guided denoisers, all from the same noise, for exercise 5.5."""
     variants: dict[str, Callable[..., Denoiser]] = {
         "A": against_nothing,
         "B": variance_guided_too,

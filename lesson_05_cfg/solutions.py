@@ -21,37 +21,23 @@ def drop_captions(mask: Tensor, probability: float) -> Tensor:
 
 def dynamic_threshold(x_0: Tensor, percentile: float = 99.5) -> Tensor:
     """Exercise 5.4: clip each image at a percentile of its |x_0|, at least 1, and divide by it."""
-    s = x_0.abs().flatten(1).quantile(percentile / 100, dim=1).clamp(min=1)[:, None, None, None]
-    return x_0.clamp(-s, s) / s
-
-
-def interval_denoiser(
-    network: Callable[..., Tensor], cond: Any, uncond: Any, scale: float, low: int, high: int
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Exercise 5.5: return a denoiser that is guided at low <= t <= high, and plain elsewhere."""
-
-    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
-        with_caption = network(x_t, t, cond)
-        if not low <= t[0] <= high:
-            return with_caption
-        return guide(with_caption, network(x_t, t, uncond), scale, x_t.shape[1])
-
-    return denoiser
+    a = x_0.abs().flatten(1).quantile(percentile / 100, dim=1).clamp(min=1)[:, None, None, None]
+    return x_0.clamp(-a, a) / a
 
 
 def exponential_step(x: Tensor, x_0: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Exercise 5.8: return x at lambda = end, from x at lambda = start and a constant predicted x_0."""
+    """Exercise 5.7: return x at lambda = end, from x at lambda = start and a constant predicted x_0."""
     sigma_start, sigma_end = (-2 * start).sigmoid().sqrt(), (-2 * end).sigmoid().sqrt()
     return sigma_end / sigma_start * x + sigma_end * (end.exp() - start.exp()) * x_0
 
 
 def x_0_in_the_middle(x_0: Tensor, x_0_before: Tensor, h: Tensor, h_before: Tensor) -> Tensor:
-    """Exercise 5.9: extrapolate the predicted x_0 by half a step of length h."""
+    """Exercise 5.8: extrapolate the predicted x_0 by half a step of length h."""
     return x_0 + (x_0 - x_0_before) * h / (2 * h_before)
 
 
 def dpm_solver(predict_x_0: Callable[[Tensor, int], Tensor], x: Tensor, lambdas: Tensor) -> Tensor:
-    """Exercise 5.10: solve the ODE through all `lambdas` with DPM-Solver++(2M); return x at the last one."""
+    """Exercise 5.9: solve the ODE through all `lambdas` with DPM-Solver++(2M); return x at the last one."""
     h, x_0_before = lambdas.diff(), None
     for i in range(len(h)):
         x_0 = predict_x_0(x, i)
@@ -62,7 +48,7 @@ def dpm_solver(predict_x_0: Callable[[Tensor, int], Tensor], x: Tensor, lambdas:
 
 
 def dpm_solver_final(predict_x_0: Callable[[Tensor, int], Tensor], x: Tensor, lambdas: Tensor) -> Tensor:
-    """Exercise 5.11: solve the ODE like `dpm_solver`, with a last step of first order."""
+    """Exercise 5.10: solve the ODE like `dpm_solver`, with a last step of first order."""
     h, x_0_before = lambdas.diff(), None
     for i in range(len(h)):
         x_0 = predict_x_0(x, i)
@@ -74,10 +60,21 @@ def dpm_solver_final(predict_x_0: Callable[[Tensor, int], Tensor], x: Tensor, la
     return x
 
 
-corrected_solver = dpm_solver  # exercise 5.12
-
-
 def even_in_lambda(lambda_of_t: Tensor, n: int) -> list[int]:
-    """Exercise 5.13: return increasing timesteps, the nearest ones to n even values of `lambda_of_t` [T]."""
+    """Exercise 5.11: return increasing timesteps, the nearest ones to n even values of `lambda_of_t` [T]."""
     wanted = torch.linspace(lambda_of_t[-1], lambda_of_t[0], n, dtype=lambda_of_t.dtype)
     return sorted({(lambda_of_t - value).abs().argmin().item() for value in wanted})
+
+
+def interval_denoiser(
+    network: Callable[..., Tensor], cond: Any, uncond: Any, scale: float, low: int, high: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Exercise 5.12: return a denoiser that is guided at low <= t <= high, and plain elsewhere."""
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        eps_cond = network(x_t, t, cond)
+        if not low <= t[0] <= high:
+            return eps_cond
+        return guide(eps_cond, network(x_t, t, uncond), scale, x_t.shape[1])
+
+    return denoiser

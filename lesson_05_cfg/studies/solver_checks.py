@@ -21,7 +21,7 @@ def exact(x: float, x_0: float, start: float, end: float) -> float:
     return alpha_sigma(end)[1] * (x / alpha_sigma(start)[1] + (np.exp(end) - np.exp(start)) * x_0)
 
 
-@numbered("5.8")
+@numbered("5.7")
 def exponential_step(answer: Callable) -> None:
     """Compare with the solution for a constant x_0, and with its likely mistakes."""
     start, end, x, x_0 = -0.5, 0.3, 0.7, 0.4
@@ -62,7 +62,7 @@ def exponential_step(answer: Callable) -> None:
         )
 
 
-@numbered("5.9")
+@numbered("5.8")
 def x_0_in_the_middle(answer: Callable) -> None:
     """A line through two points is known everywhere."""
     at = [torch.tensor([2.0 + 3.0 * x]) for x in (-0.4, 0.0)]  # x_0 = 2 + 3 lambda; steps of 0.4 and 0.6
@@ -149,11 +149,11 @@ def run_on_grid(answer: Callable) -> float:
     return result.item()
 
 
-@numbered("5.10")
+@numbered("5.9")
 def dpm_solver(answer: Callable) -> None:
     """Unequal steps by hand, and Gaussian data: half the steps, four times the error."""
     result = run_on_grid(answer)
-    final = "The last step does not extrapolate. That is exercise 5.11; here all but the first do."
+    final = "The last step does not extrapolate. That is exercise 5.10; here all but the first do."
     for hint, value in {final: by_hand((2.0, 0.125, 0.0)), **TYPICAL}.items():
         if abs(result - value) < 1e-6:
             raise WrongAnswer(hint)
@@ -165,12 +165,6 @@ def dpm_solver(answer: Callable) -> None:
         raise WrongAnswer(f"Twice the steps divide the error by {ratio:.1f}, and should by 4.")
     if abs(result - by_hand(RIGHT)) > 1e-6:
         raise WrongAnswer("With steps of unequal length the result is wrong, with equal ones it is right.")
-
-
-@numbered("5.12")
-def corrected_solver(answer: Callable) -> None:
-    """Apply the check of exercise 5.10."""
-    dpm_solver(answer)
 
 
 def gaussian_error(answer: Callable, steps: int) -> float:
@@ -188,7 +182,7 @@ def gaussian_error(answer: Callable, steps: int) -> float:
     return abs((result - alpha[-1] * mean - std[-1] * 1.5).item())
 
 
-@numbered("5.11")
+@numbered("5.10")
 def dpm_solver_final(answer: Callable) -> None:
     """Four steps by hand, whose last one is long."""
     result = run_on_grid(answer)
@@ -209,7 +203,7 @@ def dpm_solver_final(answer: Callable) -> None:
         raise WrongAnswer("Four steps do not end where they should: change nothing but the last one.")
 
 
-@numbered("5.13")
+@numbered("5.11")
 def even_in_lambda(answer: Callable) -> None:
     """Compare with the nearest timesteps in a table whose lambda falls faster and faster."""
     lambdas = 5 - torch.arange(101, dtype=torch.float64).square() / 1000  # from 5 at t = 0 to -5 at t = 100
