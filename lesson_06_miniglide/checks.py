@@ -97,6 +97,8 @@ def shift_schedule(answer: Callable) -> None:
         shifted, factor = result
         expect_shape(shifted, (5,))
         found = shifted / (1 - shifted)
+        if k == 4 and allclose(found, snr / 4):
+            raise WrongAnswer("For k = 4 the ratio is still divided by 4. The divisor depends on k.")
         if allclose(shifted, alpha_bar / k**2):
             raise WrongAnswer("alpha_bar itself is divided. Divide alpha_bar / (1 - alpha_bar), and solve.")
         if allclose(shifted, snr / k**2):

@@ -5,6 +5,7 @@
     errata           the original's mistakes that can be trained, each next to the correct version, on shapes
     upsampling       16 to 64 pixels, trained with and without noise conditioning, on real images and samples
     inpainting       a network trained to inpaint, and RePaint, on the same masked regions
+    noise_levels     the pretrained upsampler at several levels, and how certain the differences are
     retrieval        how much noise CLIP can read through, on captioned digits; retrieval_of_shapes: on shapes
     clip_guidance    CLIP's gradient next to classifier-free guidance, on digits; clip_guidance_of_shapes
     flow_matching    flow matching next to diffusion, on digits, at 5 to 20 network evaluations
@@ -21,6 +22,7 @@ from lesson_06_miniglide.studies import (
     clip_study,
     editing_study,
     flow_study,
+    paired_study,
     shapes_study,
 )
 
@@ -37,6 +39,7 @@ EXPERIMENTS = by_name(
         shapes_study.errata,
         editing_study.upsampling,
         editing_study.inpainting,
+        paired_study.noise_levels,
         clip_study.retrieval,
         clip_study.retrieval_of_shapes,
         clip_guidance_study.clip_guidance,

@@ -21,19 +21,21 @@ from lesson_06_miniglide.model import build_network, parameter_counts
 from lesson_06_miniglide.networks.presets import PRESETS
 from lesson_06_miniglide.shapes.checker import matches_caption
 
+FINE_TUNED = "#b9d7f0"
+
 
 def plot_system() -> Figure:
     """Return a diagram of GLIDE: from the caption to 64x64 pixels, and from there to 256x256."""
     figure, axes = canvas(9, 2.9, 12.4, 4.0)
     box(axes, 0.1, 2.5, 1.5, 0.8, "caption")
     box(axes, 2.1, 2.5, 1.5, 0.8, "tokenizer\n(lesson 4)")
-    box(axes, 4.1, 2.5, 1.9, 0.8, "text transformer\n(lesson 4)")
-    box(axes, 6.6, 2.5, 2.6, 0.8, "base UNet, 64x64\n(lessons 1 to 4)", HIGHLIGHT)
+    box(axes, 4.1, 2.5, 1.9, 0.8, "text transformer\n(lesson 4)", FINE_TUNED)
+    box(axes, 6.6, 2.5, 2.6, 0.8, "base UNet, 64x64\n(lessons 1 to 4)", FINE_TUNED)
     box(axes, 9.8, 2.5, 2.4, 0.8, "upsampler, 256x256\n(upsampling.ipynb)")
-    box(axes, 6.6, 0.7, 2.6, 0.8, "guided sampler\n(section 6)", HIGHLIGHT)
-    box(axes, 0.1, 0.7, 1.5, 0.8, "captioned\nimages", HIGHLIGHT)
+    box(axes, 6.6, 0.7, 2.6, 0.8, "guided sampler\n(lesson 5; section 6)", HIGHLIGHT)
+    box(axes, 0.1, 0.7, 1.5, 0.8, "captioned\nimages")
     box(axes, 2.1, 0.7, 1.5, 0.8, "batches\n(section 3)", HIGHLIGHT)
-    box(axes, 4.1, 0.7, 1.9, 0.8, "training\n(sections 4 to 7)", HIGHLIGHT)
+    box(axes, 4.1, 0.7, 1.9, 0.8, "schedule, loss\n(sections 4, 6)", HIGHLIGHT)
     for start, end in (
         ((1.6, 2.9), (2.1, 2.9)),
         ((3.6, 2.9), (4.1, 2.9)),

@@ -110,27 +110,49 @@ def test_schedule(process: GaussianDiffusion) -> None:
     assert abs(means.mean() ** 2 / means.var() * (1 - alpha_bar) / alpha_bar - 1) < 0.05
 
 
-def low_res_input(image: Tensor, alpha_bar: float, noise: Tensor) -> Tensor:
-    """Exercise 6.7: return the low-resolution image that an upsampler sees in training, with noise."""
-    low_res = area_downsample(image, noise.shape[-1])
-    return alpha_bar**0.5 * low_res + (1 - alpha_bar) ** 0.5 * noise
+def upsampler_inputs(process: GaussianDiffusion, image: Tensor, level: Tensor) -> dict[str, Tensor]:
+    """Exercise 6.7: return what an upsampler sees of images in training: low resolution, noise, its level."""
+    low_res = area_downsample(image, 16)
+    return {"low_res": process.q_sample(low_res, level, torch.randn_like(low_res)), "noise_level": level}
 
 
-def put_known(sampled: Tensor, image: Tensor, keep: Tensor, alpha_bar: float, noise: Tensor) -> Tensor:
+def upsampler_loss(
+    network: Any, process: GaussianDiffusion, image: Tensor, text: Any, t: Tensor, level: Tensor
+) -> Tensor:
+    """Exercise 6.7: return an upsampler's error of the velocity, for each image [N]."""
+    noise, alpha_bar_t = torch.randn_like(image), process.alpha_bar[t].float()[:, None, None, None]
+    v = alpha_bar_t.sqrt() * noise - (1 - alpha_bar_t).sqrt() * image
+    x_t = process.q_sample(image, t, noise)
+    v_hat = network(x_t, t, text, **upsampler_inputs(process, image, level))[:, :3]
+    return (v_hat - v).square().mean((1, 2, 3))
+
+
+def insert_known(sampled: Tensor, image: Tensor, keep: Tensor, alpha_bar: float, noise: Tensor) -> Tensor:
     """Exercise 6.10: return x_{t-1} with the known pixels of the image, at its noise level."""
     known = alpha_bar**0.5 * image + (1 - alpha_bar) ** 0.5 * noise
     return keep * known + (1 - keep) * sampled
 
 
 def repaint_step(
-    reverse_step: Callable, known: Callable, forward_step: Callable, x_t: Tensor, repeats: int
+    reverse_step: Callable, insert: Callable, forward_step: Callable, x_t: Tensor, repeats: int
 ) -> Tensor:
-    """Exercise 6.11: take a reverse step several times, going back by a forward step in between."""
+    """Exercise 6.10: take a reverse step several times, going back by a forward step in between."""
     for i in range(repeats):
-        x_prev = known(reverse_step(x_t))
+        x_prev = insert(reverse_step(x_t))
         if i < repeats - 1:
             x_t = forward_step(x_prev)
     return x_prev
+
+
+def expand_inputs(weight: Tensor, more: int) -> Tensor:
+    """Exercise 6.11: return a convolution's weight for `more` further inputs, which change nothing."""
+    out, _, height, width = weight.shape
+    return torch.cat([weight, torch.zeros(out, more, height, width)], 1)
+
+
+def inpainting_inputs(image: Tensor, keep: Tensor) -> Tensor:
+    """Exercise 6.11: return the four further channels that an inpainting network sees."""
+    return torch.cat([image * keep, keep], 1)
 
 
 def sdedit_start(image: Tensor, strength: float, alpha_bar: Tensor, noise: Tensor) -> tuple[int, Tensor]:
@@ -139,8 +161,18 @@ def sdedit_start(image: Tensor, strength: float, alpha_bar: Tensor, noise: Tenso
     return t, alpha_bar[t] ** 0.5 * image + (1 - alpha_bar[t]) ** 0.5 * noise
 
 
-def clip_loss(images: Tensor, captions: Tensor, scale: float) -> Tensor:
-    """Exercise 6.15: return CLIP's loss for vectors [N, D], row i of one belonging to row i of the other."""
-    logits = scale * F.normalize(images, dim=1) @ F.normalize(captions, dim=1).T
-    correct = torch.arange(len(images))
+def clip_loss(image_embeds: Tensor, text_embeds: Tensor, scale: float | Tensor) -> Tensor:
+    """Exercise 6.15: return CLIP's loss for embeddings [N, D]; row i of one belongs to row i of the other."""
+    logits = scale * F.normalize(image_embeds, dim=1) @ F.normalize(text_embeds, dim=1).T
+    correct = torch.arange(len(image_embeds))
     return (F.cross_entropy(logits, correct) + F.cross_entropy(logits.T, correct)) / 2
+
+
+def similarity_gradient(
+    encode_image: Callable[..., Tensor], text_embeds: Tensor, x_t: Tensor, t: Tensor, scale: float
+) -> Tensor:
+    """Exercise 6.16: return scale * the gradient of each image's cosine with its caption."""
+    with torch.enable_grad():
+        x_t = x_t.detach().requires_grad_(True)
+        cosines = (encode_image(x_t, t) * text_embeds).sum(1)
+        return scale * torch.autograd.grad(cosines.sum(), x_t)[0]

@@ -92,6 +92,13 @@ def text_to_image_loss(answer: Callable) -> None:
     expect_shape(loss, (n,))
     if allclose(loss, (v_hat - v).square().sum((1, 2, 3))):
         raise WrongAnswer("That is the sum over the pixels. Take the mean.")
+    for what, target in (
+        ("The factors are exchanged: the noise has sqrt(alpha_bar)", (1 - a).sqrt() * noise - a.sqrt() * x_0),
+        ("The term of x_0 is subtracted, not added", a.sqrt() * noise + (1 - a).sqrt() * x_0),
+        ("Take the roots of alpha_bar and 1 - alpha_bar", a * noise - (1 - a) * x_0),
+    ):
+        if is_error(v_hat - target):
+            raise WrongAnswer(f"{what}. At large t, the velocity is nearly -x_0 (lesson 4).")
     if not allclose(loss, (v_hat - v).square().mean((1, 2, 3))):
         raise WrongAnswer("The inputs of the network are right. The result is not the error of the velocity.")
 
@@ -99,10 +106,15 @@ def text_to_image_loss(answer: Callable) -> None:
 def check_dropout(found: Tensor, mask: Tensor, dropout: float) -> None:
     """Raise WrongAnswer unless captions are dropped as a whole, at this rate."""
     if torch.equal(found, mask):
-        raise WrongAnswer("No caption is dropped. Set the whole row of the mask to False for some images.")
+        raise WrongAnswer(
+            "In this batch no caption is dropped. Draw one number per image (torch.rand(len(mask))), and set "
+            "the whole row of the mask to False where it is below dropout."
+        )
     if (found.any(1) != found.all(1)).any():
         raise WrongAnswer("Single tokens are dropped. Drop a caption as a whole: all of its tokens or none.")
     rate = 1 - found.any(1).float().mean()
+    if rate == 1:
+        raise WrongAnswer("In this batch all captions are dropped. Draw one number per image.")
     if abs(rate - dropout) > 0.06:
         raise WrongAnswer(f"At a dropout of {dropout:.0%}, {rate:.0%} of the captions are dropped.")
 
