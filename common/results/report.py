@@ -40,7 +40,7 @@ COLUMN_TITLES: dict[str, Title] = {
     "minutes_of_training": ("minutes of training", ".1f"),
     "guidance_scale": "s",
     "digit_accuracy": "digit correct",
-    "colour_accuracy": "colour correct",
+    "colour_accuracy": "color correct",
     "held_out_both_accuracy": "both correct, held-out pairs",
     "confident": ("classified with p > 0.9", ".1%"),
     "bits_per_dim": ("bits/dim", ".2f"),
