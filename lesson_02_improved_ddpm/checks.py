@@ -35,6 +35,10 @@ def respaced_betas(answer: Callable) -> None:
         raise WrongAnswer(
             "NaN or infinity: what is alpha_bar before the first kept timestep, on a clean image?"
         )
+    if isinstance(betas, Tensor) and betas.shape == (3,):
+        raise WrongAnswer(
+            "The beta of the step to the first kept timestep is missing. What is alpha_bar before?"
+        )
     expect_shape(betas, (4,))
     if same(betas, DIFFUSION.betas[kept]):
         raise WrongAnswer("These are the old betas. A longer step adds more noise: its beta must be larger.")
@@ -72,8 +76,11 @@ def cosine_betas(answer: Callable) -> None:
             "This is 1 - alpha_bar, the whole noise so far. The beta of one step follows from two successive "
             "values of alpha_bar (exercise 2.1)."
         )
+    if (betas[:-1] < 0).all():
+        raise WrongAnswer("The betas are negative: divide each g by the one before, not by the one after.")
     if (betas < 0).any():
-        raise WrongAnswer("A beta is negative: divide each value of g by the one before, not the one after.")
+        first = int((betas < 0).nonzero()[0])
+        raise WrongAnswer(f"From t = {first} on g grows (beta < 0). Does the angle end at pi/2?")
     if betas[0] == 0:
         raise WrongAnswer("The first beta is 0: the curve is shifted by one step.")
     difference = -torch.cat([torch.ones(1).double(), curve]).diff()
@@ -174,7 +181,17 @@ def normal_kl(answer: Callable) -> None:
     if abs(result - 2 * wanted) < 1e-3:
         raise WrongAnswer("Twice too large: where is the 1/2 of the log density?")
     if abs(result - wanted) > 1e-3:
-        raise WrongAnswer(f"The integral of q log(q / p) is {wanted:.4f}; your formula gives {result:.4f}.")
+        same_mean = float(answer(*(numbers[i].expand(2) for i in (0, 1, 0, 3)))[0])
+        wanted_same_mean = integral(mean_1, var_1, mean_1, var_2)
+        if abs(same_mean - wanted_same_mean) > 1e-3:
+            raise WrongAnswer(
+                f"For two equal means the divergence is {wanted_same_mean:.4f}; your formula gives "
+                f"{same_mean:.4f}. So the part with the variances is wrong: check its signs and its fraction."
+            )
+        raise WrongAnswer(
+            f"The divergence is {wanted:.4f}; your formula gives {result:.4f}. For two equal means it is "
+            "right. So the part with (m_1 - m_2)^2 is wrong: its factor, or the variance that divides it."
+        )
 
 
 @numbered("2.5")

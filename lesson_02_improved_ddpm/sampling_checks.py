@@ -30,6 +30,8 @@ def learned_range(answer: Callable) -> None:
                 "NaN or infinity. Take both limits from the tables, which hold logarithms already "
                 "(beta_tilde is 0 at t = 0)."
             )
+        if isinstance(result, Tensor) and result.shape == (3, 3, 4, 4):
+            raise WrongAnswer("It returns the shape (3, 3, 4, 4). Keep the channel axis: output[:, 1:].")
         expect_shape(result, (3, 1, 4, 4))
         return result
 
@@ -113,10 +115,15 @@ def loss_hybrid(answer: Callable) -> None:
 
     process = DIFFUSION.respace_evenly(10)
     indices = torch.tensor([0, 1, 3, 5, 7, 9])
-    answer(process, network, x_0, indices, noise)
+    short = answer(process, network, x_0, indices, noise)
     if seen != process.timesteps[indices].tolist():
         raise WrongAnswer(
             "In a respaced process the network gets the index, not the timestep: use process.predict."
+        )
+    if not allclose(short, reference_loss_hybrid(process, network, x_0, indices, noise)):
+        raise WrongAnswer(
+            "In a process of 10 steps the drawn term stands for a sum of 10 terms: its factor is "
+            "0.001 * process.num_timesteps."
         )
 
 
@@ -145,7 +152,7 @@ def ddim_step(answer: Callable) -> None:
     if not allclose(noisy, (1 - a - 0.09) ** 0.5 * noise):
         total = float((noisy / noise).square().mean()) + 0.09
         raise WrongAnswer(
-            f"For sigma = 0.3 the variances of both noises add up to {total:.3f} and should to {1 - a:.3f}."
+            f"For sigma = 0.3 the variances of both noises add up to {total:.3f}; it must be {1 - a:.3f}."
         )
 
 

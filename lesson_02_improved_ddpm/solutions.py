@@ -44,7 +44,7 @@ def vlb_term(
     i: int,
     log_variance_fn: LogVarianceFn,
 ) -> Tensor:
-    """Exercise 2.5: return the term of the VLB at timestep i in bits, for each pixel, [N, C, H, W]."""
+    """Exercise 2.5: return the term of the VLB at index i in bits, for each pixel, [N, C, H, W]."""
     t = torch.full((len(x_0),), i)
     p = process.p_mean_variance(output, x_t, t, log_variance_fn)
     if i == 0:

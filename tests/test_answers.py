@@ -24,6 +24,7 @@ from lesson_03_adm import solutions as lesson_3
 from lesson_04_text_conditioning import checks as checks_4
 from lesson_04_text_conditioning import solutions as lesson_4
 from lesson_04_text_conditioning.model import encode_prompts
+from lesson_04_text_conditioning.studies import empty_file
 from lesson_05_cfg import checks as checks_5
 from lesson_05_cfg import solutions as lesson_5
 from lesson_05_cfg.dpm_solver import dpmpp_2m_sample
@@ -60,7 +61,7 @@ ALL = [(lesson, name) for lesson in LESSONS for name in exercises(lesson)]
 
 
 def test_the_number_of_exercises():
-    assert [len(exercises(lesson)) for lesson in LESSONS] == [10, 10, 9, 10, 10, 11, 5, 3]
+    assert [len(exercises(lesson)) for lesson in LESSONS] == [10, 10, 9, 10, 9, 11, 9, 3]
 
 
 @pytest.mark.parametrize("lesson, name", ALL)
@@ -266,11 +267,12 @@ WRONG_1 = {
     },
     "reverse_step": {
         "adds no noise": lambda *args: reverse_step(*args, std=0 * betas),
+        "the paper's t > 1": lambda *args: reverse_step(*args, std=beta_tilde.sqrt() * (betas > betas[1])),
         "beta_tilde is": lambda *args: reverse_step(*args, std=betas.sqrt()),
         "multiplied by the variance": lambda *args: reverse_step(*args, std=beta_tilde),
         "standard deviation": lambda *args: reverse_step(*args, std=2 * beta_tilde.sqrt()),
         "last step": lambda *args: reverse_step(*args, last=True),
-        "not clamped": lambda *args: reverse_step(*args, clamp=False),
+        "not clipped": lambda *args: reverse_step(*args, clamp=False),
         "one t per image": lambda network, x_t, t: network(x_t, torch.tensor([t])),
         "predicted noise": lambda network, x_t, t: network(x_t, torch.full((len(x_t),), t)),
         "pass it through": partial(step_with_mean, mean=lambda x_0, eps, x_t, t: posterior_mean(eps, x_t, t)),
@@ -311,12 +313,34 @@ WRONG_1 = {
     },
 }
 
+
+def step_with(**wrong):
+    """Return a reverse step with this mistake in its posterior mean."""
+    return partial(step_with_mean, mean=lambda x_0, eps, x_t, t: posterior_mean(x_0, x_t, t, **wrong))
+
+
+@pytest.mark.parametrize(
+    "loss, step, said",
+    [
+        (lesson_1.loss_fn, lesson_1.reverse_step, "The loss: correct.\nThe reverse step: correct.\n"),
+        (WRONG_1["loss_fn"]["is exclusive"], lesson_1.reverse_step, "The loss: not yet. In 20,000 draws"),
+        (lesson_1.loss_fn, WRONG_1["reverse_step"]["adds no noise"], "step: not yet. It adds no noise"),
+        (lesson_1.loss_fn, step_with(power=1), "mean, alpha_t stands"),
+        (lesson_1.loss_fn, step_with(previous_power=1), "mean, alpha_bar_prev stands"),
+        (lesson_1.loss_fn, step_with(power=0), "after the step at t = 300 the image has"),
+    ],
+)
+def test_the_empty_file_of_lesson_1_is_checked(loss, step, said, capsys):
+    checks_1.empty_file(loss, step)
+    assert said in capsys.readouterr().out
+
+
 # -- lesson 2 ------------------------------------------------------------------------------------------------
 
 
-def cosine_betas(T, power=2, largest=0.999, offset=0.008):
+def cosine_betas(T, power=2, largest=0.999, offset=0.008, angle=math.pi / 2):
     u = torch.arange(T + 1, dtype=torch.float64) / T
-    f = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** power
+    f = torch.cos((u + offset) / (1 + offset) * angle) ** power
     return (1 - f[1:] / f[:-1]).clamp(max=largest)
 
 
@@ -342,9 +366,17 @@ def loss_hybrid(
 
 
 def learned_range(
-    process, output, x_t, t, channel=1, swap=False, halved=True, mix=lambda f, x, y: f * y + (1 - f) * x
+    process,
+    output,
+    x_t,
+    t,
+    channel=1,
+    swap=False,
+    halved=True,
+    mix=lambda f, x, y: f * y + (1 - f) * x,
+    keep=True,
 ):
-    f = output[:, channel : channel + 1]
+    f = output[:, channel : channel + 1] if keep else output[:, channel]
     f = (f + 1) / 2 if halved else f
     low, high = (process.extract(x, t, x_t) for x in (process.posterior_log_variance, process.log_betas))
     return mix(f, *((high, low) if swap else (low, high)))
@@ -408,7 +440,7 @@ def ddim(process, network, x, clip=True, again=True, noise=0, predict=None, orde
 
 WRONG_2 = {
     "cosine_betas": {
-        "clamp to 0.999": lambda T: cosine_betas(T, largest=1.0),
+        "clip to 0.999": lambda T: cosine_betas(T, largest=1.0),
         "largest beta is 0.9900": lambda T: cosine_betas(T, largest=0.99),
         "square of the cosine": lambda T: cosine_betas(T, power=1),
         "alpha_bar is g": lambda T: cosine_betas(T, power=3),
@@ -417,6 +449,8 @@ WRONG_2 = {
         "difference of two": lambda T: (
             -torch.cat([torch.ones(1).double(), (1 - cosine_betas(T)).cumprod(0)]).diff()
         ),
+        "betas are negative: divide": lambda T: 1 - 1 / (1 - cosine_betas(T)),
+        "end at pi/2": partial(cosine_betas, angle=math.pi),
         "shifted by one step": lambda T: torch.cat([torch.zeros(1).double(), cosine_betas(T)[:-1]]),
     },
     "normal_kl": {
@@ -426,7 +460,12 @@ WRONG_2 = {
         "where is the 1/2": lambda *args: 2 * lesson_2.normal_kl(*args),
         "the divergence is 0; your": lambda *args: lesson_2.normal_kl(*args) + 0.5,
         "is 0; your formula gives": lambda m, v, n, w: lesson_2.normal_kl(m, v, n, w) + v - w + m.exp(),
-        "your formula gives": lambda *args: 3 * lesson_2.normal_kl(*args),
+        "the part with the variances": lambda *args: 3 * lesson_2.normal_kl(*args),
+        "check its signs": lambda m, v, n, w: lesson_2.normal_kl(m, v, n, w) + v - w,
+        "variance that divides it": lambda m, v, n, w: (
+            lesson_2.normal_kl(m, v, m, w) + (m - n) ** 2 / (2 * v.exp())
+        ),
+        "its factor": lambda m, v, n, w: lesson_2.normal_kl(m, v, m, w) + (m - n) ** 2 / w.exp(),
     },
     "best_variance": {
         "no effect": lambda process, i, error: process.beta_tilde[i],
@@ -440,8 +479,11 @@ WRONG_2 = {
         ),
         "square only the factor": lambda process, i, error: best_variance(process, i, error**2),
         "With an error of 0 the variance must be beta_tilde =": partial(best_variance, large=True),
-        "white noise of variance 1": lambda process, i, error: best_variance(
+        "the factor of x_t in eq. 7": lambda process, i, error: best_variance(
             process, i, error, table=process.posterior_mean_coef2
+        ),
+        "Gaussian data of standard deviation": lambda process, i, error: (
+            process.beta_tilde[i] + error * (process.betas[i] - process.beta_tilde[i])
         ),
     },
     "learned_range": {
@@ -452,12 +494,15 @@ WRONG_2 = {
         "Interpolate the logarithms": partial(
             learned_range, mix=lambda f, low, high: (f * high.exp() + (1 - f) * low.exp()).log()
         ),
-        "v is clamped": partial(learned_range, mix=lambda f, low, high: low + f.clamp(0, 1) * (high - low)),
+        "v is clipped": partial(learned_range, mix=lambda f, low, high: low + f.clamp(0, 1) * (high - low)),
         "NaN or infinity": partial(
             learned_range, mix=lambda f, low, high: f * high.log() + (1 - f) * low.log()
         ),
-        "v = 1 log beta": partial(learned_range, mix=lambda f, low, high: f + 0 * low),
+        "should give log beta_tilde": lambda process, output, x_t, t: learned_range(
+            process, torch.cat([output[:, :1], 2 * output[:, 1:].sigmoid() - 1], 1), x_t, t
+        ),
         "expected (3, 1, 4, 4)": lambda process, output, x_t, t: learned_range(process, output, x_t, t)[:, 0],
+        "Keep the channel axis": partial(learned_range, keep=False),
     },
     "loss_hybrid": {
         "VLB is missing": lambda *args: loss_hybrid(*args, weight=0),
@@ -470,6 +515,10 @@ WRONG_2 = {
         "reaches eps_hat": lambda *args: loss_hybrid(*args, stop_eps=False),
         "v gets no gradient": lambda *args: loss_hybrid(*args, stop_v=True),
         "exceeds L_simple": lambda *args: loss_hybrid(*args, weight=2),
+        "gets the index": loss_hybrid,
+        "its factor is 0.001 * process.num_timesteps": lambda process, network, *args: loss_hybrid(
+            process, partial(process.predict, network), *args
+        ),
         "outputs are swapped": lambda process, network, *args: lesson_2.loss_hybrid(
             process, lambda x_t, t: network(x_t, t).flip(1), *args
         ),
@@ -480,6 +529,11 @@ WRONG_2 = {
         "whole noise so far": lambda alpha_bar, kept: 1 - alpha_bar[kept],
         "before in `kept`": lambda alpha_bar, kept: 1 - alpha_bar[kept] / alpha_bar[(kept - 1).clamp(min=0)],
         "expected (4,)": lambda alpha_bar, kept: betas,
+        "first kept timestep is missing": lambda alpha_bar, kept: (
+            1 - alpha_bar[kept][1:] / alpha_bar[kept][:-1]
+        ),
+        "their ratio": lambda alpha_bar, kept: -torch.cat([torch.ones(1).double(), alpha_bar[kept]]).diff(),
+        "A beta is negative": lambda alpha_bar, kept: 1 - alpha_bar[kept] / alpha_bar[kept].roll(1),
         "before the first kept": lambda alpha_bar, kept: (
             1 - alpha_bar[kept] / torch.cat([torch.zeros(1).double(), alpha_bar[kept][:-1]])
         ),
@@ -507,13 +561,14 @@ WRONG_2 = {
     "family_sample": {
         "Both bugs are left": partial(family_sample, index=True, room=False),
         "One bug is left. Print": partial(family_sample, index=True),
+        "adds no noise": lambda process, network, x, eta: lesson_2.ddim(process, network, x),
         "One bug is left. Samples": partial(family_sample, room=False),
     },
     "ddim": {
         "Gradients are on": lambda process, network, x: network(x, torch.zeros(3)),
         "gets the index": partial(ddim, predict=lambda network, x, t: network(x, t)),
         "runs upwards": partial(ddim, order=iter),
-        "not clamped": partial(ddim, clip=False),
+        "not clipped": partial(ddim, clip=False),
         "compute it again": partial(ddim, again=False),
         "DDIM adds none": partial(ddim, noise=0.1),
         "alpha_bar_prev[i]": partial(ddim, of=alpha_bar),
@@ -624,8 +679,16 @@ WRONG_3 = {
         "not after it": partial(adm_block, early=False),
         "depend on emb": partial(adm_block, use_emb=False),
         "no activation": partial(adm_block, emb_activation=nn.Identity()),
+        "before the linear layer": lambda block, x, emb: adm_block(
+            block,
+            x,
+            emb,
+            emb_activation=nn.Identity(),
+            modulate=lambda norm, h, e: lesson_3.ada_gn(norm, h, F.silu(e)),
+        ),
         "skip connection": partial(adm_block, skip=False),
         "SiLU before each": partial(adm_block, activation=nn.Identity()),
+        "norm_1, SiLU, resample": partial(adm_block, order=lambda norm, resample, x: resample(F.silu(x))),
         "through block.skip": partial(adm_block, project=False),
         "not an addition": lambda block, x, emb: adm_block(block, x, emb, modulate=added_emb),
         "is None in a block": lambda block, x, emb: adm_block(block, block.resample(x), emb),
@@ -641,8 +704,11 @@ WRONG_3 = {
     },
     "class_conditional": {
         "not learn the class": partial(ClassConditional, of=lambda unet, x, t, e: unet(x, t)),
+        "not y itself": lambda unet, n, c: ClassConditional(unet, n, c, table=lambda n, c: nn.Identity()),
         "UNet was not called": partial(ClassConditional, of=lambda unet, x, t, e: x),
         "t as they are": partial(ClassConditional, of=lambda unet, x, t, e: unet(x, 0 * t, embedding=e)),
+        "t stays as it is": partial(ClassConditional, of=lambda unet, x, t, e: unet(x, t + e)),
+        "classes first": partial(ClassConditional, table=lambda n, c: nn.Embedding(c, n)),
         "when only y changes": partial(ClassConditional, seen=lambda t, y: t),
         "no parameter of shape": partial(
             ClassConditional, table=lambda n, c: lambda y: y[:, None].float().expand(-1, c)
@@ -682,6 +748,7 @@ WRONG_3 = {
         "scale is missing": lambda mean, variance, g, s: mean + variance * g,
         "smaller the shift": lambda mean, variance, g, s: mean + s * g / variance,
         "must move by": lambda mean, variance, g, s: mean + 2 * s * variance * g,
+        "return a tensor": lambda mean, variance, g, s: print(end=""),
     },
     "log_p_gradient": {
         "the logarithm": lambda *args: log_p_gradient(*args, log_p=lambda logits: logits.softmax(1)),
@@ -696,6 +763,8 @@ WRONG_3 = {
         "gather one each": partial(log_p_gradient, pick=lambda log_p, y: log_p[:, y]),
         "over all classes": partial(log_p_gradient, pick=lambda log_p, y: log_p),
         "a single number": partial(log_p_gradient, add=lambda of_y: of_y),
+        "one gradient per input": lambda *args: (log_p_gradient(*args),),
+        "over the batch": partial(log_p_gradient, log_p=lambda logits: logits.log_softmax(0)),
     },
     "guided_noise": {
         "sign is wrong": lambda eps, g, a, s: eps + s * (1 - a).sqrt() * g,
@@ -721,7 +790,8 @@ WRONG_3 = {
         "single number": lambda *args: classifier_loss(
             *args, of=lambda logits, y: F.cross_entropy(logits, y, reduction="none")
         ),
-        "log 10": lambda *args: classifier_loss(*args, of=lambda logits, y: logits.square().mean()),
+        "log 10": lambda *args: classifier_loss(*args, of=lambda logits, y: 1 + logits.square().mean()),
+        "nll_loss expects": lambda *args: classifier_loss(*args, of=F.nll_loss),
         "not called": lambda *args: torch.tensor(2.3026),
     },
 }
@@ -736,8 +806,20 @@ class OneHotClassConditional(ClassConditional):
         self.linear = linear
 
 
-def test_a_linear_layer_on_one_hot_vectors_is_a_table():
-    assert judge(OneHotClassConditional, checks_3.class_conditional) == "correct."
+class ParameterClassConditional(nn.Module):
+    """A bare parameter of another name, which is a table, too."""
+
+    def __init__(self, unet, classes, width):
+        super().__init__()
+        self.unet, self.embedding = unet, nn.Parameter(torch.randn(classes, width))
+
+    def forward(self, x_t, t, y):
+        return self.unet(x_t, t, embedding=self.embedding[y])
+
+
+@pytest.mark.parametrize("answer", [OneHotClassConditional, ParameterClassConditional])
+def test_other_forms_of_the_class_vectors_are_right(answer):
+    assert judge(answer, checks_3.class_conditional) == "correct."
 
 
 # -- lesson 4 ------------------------------------------------------------------------------------------------
@@ -812,6 +894,12 @@ def text_attention(layer, x, states, cat=torch.cat, skip=True, put_together=lamb
     (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
     attended = lesson_4.attention(q, cat([text_k, k], 2), torch.cat([text_v, v], 2))
     return layer.proj(put_together(attended)).view_as(x) + (x if skip else 0)
+
+
+def added_before_proj(layer, x, states):
+    (q, k, v), (text_k, text_v) = layer.project_qkv(x), layer.project_text(states)
+    attended = lesson_4.attention(q, torch.cat([text_k, k], 2), torch.cat([text_v, v], 2))
+    return layer.proj(x.flatten(2) + attended.mT.flatten(1, 2)).view_as(x)
 
 
 def queries_from_both(layer, x, states):
@@ -940,13 +1028,14 @@ WRONG_4 = {
         ),
         "apply `proj`": partial(text_forward, pool=lambda states: states[:, -2]),
         "Return two things": lambda *args: text_forward(*args)[1],
-        "expected (3, 5, 8)": lambda *args: text_forward(*args)[::-1],
+        "outputs are exchanged": lambda *args: text_forward(*args)[::-1],
     },
     "text_attention": {
         "text is missing": partial(separate_attention, text=0),
         "the text only": partial(separate_attention, image=0),
         "two attentions": separate_attention,
         "skip connection": partial(text_attention, skip=False),
+        "before `proj`": added_before_proj,
         "different orders": partial(text_attention, cat=lambda kv, dim: torch.cat(kv[::-1], dim)),
         "add up to 1 over the 4": partial(separate_attention, text=0.5),
         "heads put together": partial(text_attention, put_together=lambda y: y.mT.flatten(1, 2).flip(1)),
@@ -1026,6 +1115,56 @@ WRONG_4 = {
     },
 }
 
+
+def encoder_with(tokens, mask, pooled=lambda pooled: pooled, states=lambda states: states):
+    result = empty_file.encoder(tokens, mask)
+    return pooled(result[0]), states(result[1])
+
+
+def encoder_without_order(tokens, mask):
+    return empty_file.encoder(torch.where(mask, tokens, 99).sort(1)[0].clamp(max=29), mask)
+
+
+def read_text_with(x, states, text=True, image=True, shift=0):
+    """Let image positions attend to the text and to each other, without weights."""
+    keys, values = [states] * text + [x] * image, [states.roll(shift, 1)] * text + [x] * image
+    return x + lesson_4.attention(x, torch.cat(keys, 1), torch.cat(values, 1))
+
+
+def loss_with(network, x_0, text, target=lesson_4.velocity, reduce=torch.mean):
+    t, noise = torch.randint(1000, (len(x_0),)), torch.randn_like(x_0)
+    a = empty_file.alpha_bar[t].view(-1, 1, 1, 1)
+    v = network(a.sqrt() * x_0 + (1 - a).sqrt() * noise, t, text)
+    return reduce((v - target(x_0, noise, a)).square())
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({}, "attention: correct.\nencoder: correct.\nread_text: correct.\nloss: correct.\n"),
+        ({"attention": partial(attention, scale=1)}, "attention: not yet. The scores are not divided"),
+        ({"encoder": lambda tokens, mask: empty_file.encoder(tokens, mask | True)}, "Use the mask"),
+        ({"encoder": encoder_without_order}, "order of the words is lost"),
+        ({"encoder": partial(encoder_with, pooled=torch.ones_like)}, "pooled embedding is the same"),
+        ({"encoder": partial(encoder_with, states=torch.ones_like)}, "token states are the same"),
+        ({"encoder": partial(encoder_with, pooled=lambda pooled: pooled[:1])}, "expected (2, 64)"),
+        ({"read_text": read_text_with}, "read_text: correct."),
+        ({"read_text": partial(read_text_with, text=False)}, "all attend to text"),
+        ({"read_text": partial(read_text_with, image=False)}, "not attend to each other"),
+        ({"read_text": partial(read_text_with, shift=1)}, "in the same order"),
+        ({"loss": partial(loss_with, target=lambda x_0, noise, a: noise)}, "that knows the velocity has"),
+        ({"loss": partial(loss_with, reduce=torch.sum)}, "that returns 0 has"),
+        ({"loss": partial(loss_with, reduce=lambda e: e[0].mean())}, "only the first image"),
+        ({"loss": partial(loss_with, reduce=lambda e: e.mean((1, 2, 3)))}, "expected ()"),
+    ],
+)
+def test_the_empty_file_of_lesson_4_is_checked(wrong, said, capsys):
+    torch.manual_seed(0)
+    names = ("attention", "encoder", "read_text", "loss")
+    checks_4.empty_file(*(wrong.get(name, getattr(empty_file, name)) for name in names))
+    assert said in capsys.readouterr().out
+
+
 # -- lesson 5 ------------------------------------------------------------------------------------------------
 
 
@@ -1052,14 +1191,27 @@ def interval(
     turn=bool,
     outside_uncond=False,
     always_twice=False,
+    combine=guide,
 ):
     def denoiser(x_t, t):
         inside = turn(low <= first(t) <= high)
         with_caption = network(x_t, t, cond if inside or not outside_uncond else uncond)
         without = network(x_t, t, uncond) if inside or always_twice else None
-        return guide(with_caption, without, scale, x_t.shape[1]) if inside else with_caption
+        return combine(with_caption, without, scale, x_t.shape[1]) if inside else with_caption
 
     return denoiser
+
+
+def in_one_batch(network, cond, uncond, scale, low, high):
+    def denoiser(x_t, t):
+        both = network(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([cond, uncond]))
+        return guide(*both.chunk(2), scale, x_t.shape[1])
+
+    return denoiser
+
+
+def everywhere(cond, uncond, scale, channels):
+    return uncond + scale * (cond - uncond)
 
 
 def sigma_of(lambda_):
@@ -1130,9 +1282,14 @@ WRONG_SOLVER = {
 
 WRONG_5 = {
     "guide": {
-        "variance is guided": lambda cond, uncond, s, c: uncond + s * (cond - uncond),
+        "variance is guided": everywhere,
         "which is s - 1": lambda cond, uncond, s, c: guide(cond, uncond, s + 1, c),
-        "expected (2, 6, 4, 4)": lambda cond, uncond, s, c: guide(cond, uncond, s, c)[:, :c],
+        "Only eps_hat comes back": lambda cond, uncond, s, c: guide(cond, uncond, s, c)[:, :c],
+        "expected (2, 6, 4, 4)": lambda cond, uncond, s, c: guide(cond, uncond, s, c)[:1],
+        "not the batch": lambda cond, uncond, s, c: torch.cat(
+            [uncond[:c] + s * (cond[:c] - uncond[:c]), cond[c:]], 1
+        ),
+        "sign is wrong": lambda cond, uncond, s, c: guide(cond, uncond, -s, c),
         "those of cond": partial(guide, variance="uncond"),
         "exchanged": lambda cond, uncond, s, c: guide(cond, uncond, 1 - s, c),
         "no effect": lambda cond, uncond, s, c: cond,
@@ -1150,6 +1307,7 @@ WRONG_5 = {
         "wrong way round": lambda mask, p: mask & (torch.rand(len(mask), 1) < p),
         "became a token": lambda mask, p: torch.ones_like(mask) & (torch.rand(len(mask), 1) > p),
         "has changed": lambda mask, p: mask.logical_and_(torch.rand(len(mask), 1) > p).clone(),
+        "drop the same captions": lambda mask, p: mask & (torch.arange(len(mask)) >= p * len(mask))[:, None],
     },
     "dynamic_threshold": {
         "plain clipping": lambda x_0, percentile: x_0.clamp(-1, 1),
@@ -1179,7 +1337,13 @@ WRONG_5 = {
         "outside of the interval 300 to 600": partial(interval, turn=lambda inside: True),
         "must get cond": partial(interval, outside_uncond=True),
         "must be evaluated once": partial(interval, always_twice=True),
-        "neither the guided": lambda network, cond, uncond, *rest: interval(network, uncond, cond, *rest),
+        "two predictions are exchanged": lambda network, cond, uncond, *rest: interval(
+            network, uncond, cond, *rest
+        ),
+        "t is a tensor": partial(interval, first=lambda t: t.item()),
+        "call the network twice": in_one_batch,
+        "variance is guided": partial(interval, combine=everywhere),
+        "neither the guided": partial(interval, combine=lambda *args: 2 * guide(*args)),
     },
     "exponential_step": {
         "upside down": partial(step, ratio=lambda start, end: sigma_of(start) / sigma_of(end)),
@@ -1231,7 +1395,7 @@ WRONG_5 = {
     },
     "dpm_solver": {
         **WRONG_SOLVER,
-        "That is exercise 5.11": partial(solver, extrapolates=lambda i, n: i < n - 1),
+        "That is exercise 5.10": partial(solver, extrapolates=lambda i, n: i < n - 1),
         "steps of unequal length": partial(solver, lengths=lambda h, i: (h[i], h[0])),
         "should by 4": partial(solver, extrapolates=lambda i, n: i % 2),
         "is off by": lambda predict, x, lambdas: 2 * solver(predict, x, lambdas),
@@ -1245,7 +1409,6 @@ WRONG_5 = {
         "limited to 1": partial(solver, lengths=lambda h, i: (min(h[i], h[i - 1]), h[i - 1])),
         "nothing but the last one": lambda predict, x, lambdas: 2 * solver(predict, x, lambdas),
     },
-    "corrected_solver": WRONG_SOLVER,
     "even_in_lambda": {
         "increasing": lambda lambdas, n: even(lambdas, n)[::-1],
         "sort the timesteps": lambda lambdas, n: list({63: 0, 0: 0, 100: 0, 45: 0, 89: 0, 77: 0}),
@@ -1337,13 +1500,18 @@ def one_backward(network, loss_fn, batch, parts):
     torch.cat(losses).mean().backward()
 
 
-def velocity_loss(model, x_0, tokens, mask, dropout, network=None, shape=(-1, 1, 1, 1), channels=3):
+def velocity_loss(
+    model, x_0, tokens, mask, dropout, network=None, shape=(-1, 1, 1, 1), channels=3, factors=None
+):
     text = model.network.encode_text(tokens, mask & (torch.rand(len(mask), 1) >= dropout))
     t, noise = torch.randint(10, (len(x_0),)), torch.randn_like(x_0)
     network = (network or (lambda model: model.network.network))(model)
     v_hat = network(model.process.q_sample(x_0, t, noise), t, text=text)[:, :channels]
     a = model.process.alpha_bar[t].float()
     v = a.view(-1, 1, 1, 1).sqrt() * noise - (1 - a.view(shape)).sqrt() * x_0
+    if factors:
+        noise_factor, x_0_factor = factors(a.view(shape))
+        v = noise_factor * noise + x_0_factor * x_0
     return (v_hat - v).square().mean((1, 2, 3))
 
 
@@ -1383,6 +1551,7 @@ WRONG_6 = {
         "the new ratio": lambda a, k: (a / (1 - a) / k**2, a),
         "is multiplied": lambda a, k: shift_schedule(a, k, 1 / k**2),
         "divided by k": lambda a, k: shift_schedule(a, k, k),
+        "still divided by 4": lambda a, k: shift_schedule(a, k, 4),
         "their ratio is 4.000": lambda a, k: (a, a),
         "two tensors": lambda a, k: shift_schedule(a, k)[0],
         "Take the root": partial(shift_schedule, factor=lambda a, shifted: a / shifted),
@@ -1399,7 +1568,9 @@ WRONG_6 = {
         "wrong order": lambda net, x, t, size: net(F.pixel_unshuffle(x, size), t).reshape(2, 6, 8, 8),
     },
     "text_to_image_loss": {
-        "No caption": partial(text_to_image_loss, keep=lambda mask, p: mask),
+        "no caption is dropped": partial(text_to_image_loss, keep=lambda mask, p: mask),
+        "Draw one number per image": partial(text_to_image_loss, keep=lambda mask, p: torch.rand(1) >= p),
+        "all captions are dropped": partial(text_to_image_loss, keep=lambda mask, p: mask & False),
         "Single tokens": partial(text_to_image_loss, keep=lambda mask, p: torch.rand(mask.shape) >= p),
         "of the captions are dropped": partial(
             text_to_image_loss, keep=lambda mask, p: torch.rand(len(mask), 1) < p
@@ -1412,6 +1583,9 @@ WRONG_6 = {
         "predicted noise with noise": text_to_image_noise,
         "compare it with the noise": partial(text_to_image_loss, target=lambda v, noise: noise),
         "wrong sign": partial(text_to_image_loss, target=lambda v, noise: -v),
+        "factors are exchanged": partial(velocity_loss, factors=lambda a: ((1 - a).sqrt(), -a.sqrt())),
+        "subtracted, not added": partial(velocity_loss, factors=lambda a: (a.sqrt(), (1 - a).sqrt())),
+        "Take the roots": partial(velocity_loss, factors=lambda a: (a, a - 1)),
         "one loss per image": partial(text_to_image_loss, reduce=(0, 1, 2, 3)),
         "sum over the pixels": lambda *args: 12 * text_to_image_loss(*args),
         "not the error": lambda *args: 2 * text_to_image_loss(*args),
@@ -1509,10 +1683,40 @@ def noisy(x, a, noise):
     return a**0.5 * x + (1 - a) ** 0.5 * noise
 
 
-def repaint_step(reverse, known, forward, x_t, repeats, last=False, again=True):
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+def upsampler_inputs(
+    process, image, level, small=lambda x: F.avg_pool2d(x, 4), noisy=None, draw=torch.randn_like
+):
+    low_res = small(image)
+    noisy = noisy or type(process).q_sample
+    return {"low_res": noisy(process, low_res, level, draw(low_res)), "noise_level": level}
+
+
+def upsampler_loss(network, process, image, text, t, level, told=None, noisy_t=None, target=None, **changes):
+    """A right answer that can be made wrong; changes: other inputs of the network than the right ones."""
+    noise = torch.randn_like(image)
+    x_t = process.q_sample(image, t if noisy_t is None else noisy_t(t, level), noise)
+    low_res = process.q_sample(F.avg_pool2d(image, 4), level, torch.randn(len(image), 3, 16, 16))
+    inputs = {"low_res": low_res, "noise_level": level if told is None else told(t)}
+    inputs |= {name: change(image, noise, process, t, level) for name, change in changes.items()}
+    a = process.alpha_bar[t].float().view(-1, 1, 1, 1)
+    v = a.sqrt() * noise - (1 - a).sqrt() * image
+    v = v if target is None else target(v, noise, image)
+    return (network(x_t, t, text, **inputs)[:, :3] - v).square().mean((1, 2, 3))
+
+
+def same_noise(image, noise, process, t, level):
+    return process.q_sample(F.avg_pool2d(image, 4), level, 4 * F.avg_pool2d(noise, 4))
+
+
+def repaint_step(reverse, insert, forward, x_t, repeats, last=False, again=True, early=True):
     x = x_t
     for i in range(repeats):
-        x_prev = known(reverse(x))
+        x_prev = reverse(x)
+        x_prev = insert(x_prev) if early or i == repeats - 1 else x_prev
         if i < repeats - 1 or last:
             x_forward = forward(x_prev)
             x = x_forward if again else x_t
@@ -1525,28 +1729,95 @@ def clip_loss(images, captions, scale, normalize=F.normalize, ways=2, factor=1):
     return factor * sum(F.cross_entropy(x, right) for x in (logits, logits.T)[:ways]) / ways
 
 
+def clip_loss_of_logits(images, captions, scale, criterion):
+    logits, right = scale * F.normalize(images) @ F.normalize(captions).T, torch.arange(len(images))
+    return criterion(logits, right)
+
+
+def similarity_gradient(
+    encode, captions, x_t, t, scale, grad=True, t_of=lambda t: t, total=lambda a, b: (a * b).sum(), f=1
+):
+    with torch.set_grad_enabled(grad):
+        x_t = x_t.detach().requires_grad_(True)
+        return f * scale * torch.autograd.grad(total(encode(x_t, t_of(t)), captions), x_t)[0]
+
+
+def similarity_gradient_with_graph(encode, captions, x_t, t, scale):
+    with torch.enable_grad():
+        x_t = x_t.detach().requires_grad_(True)
+        total = (encode(x_t, t) * captions).sum()
+        return scale * torch.autograd.grad(total, x_t, create_graph=True)[0]
+
+
 WRONG_EDITING = {
-    "low_res_input": {
-        "fifteen are lost": lambda x, a, noise: noisy(x[:, :, ::4, ::4], a, noise),
-        "full strength": lambda x, a, noise: F.avg_pool2d(x, 4) + (1 - a) ** 0.5 * noise,
-        "square roots": lambda x, a, noise: a * F.avg_pool2d(x, 4) + (1 - a) * noise,
-        "noise is missing": lambda x, a, noise: F.avg_pool2d(x, 4),
-        "mean of 4x4": lambda x, a, noise: noisy(F.max_pool2d(x, 4), a, noise),
+    "upsampler_inputs": {
+        "fifteen are lost": partial(upsampler_inputs, small=lambda x: x[:, :, ::4, ::4]),
+        "mean of 4x4": partial(upsampler_inputs, small=lambda x: F.max_pool2d(x, 4)),
+        "noise is missing": partial(upsampler_inputs, noisy=lambda p, x, level, noise: x),
+        "smaller first": lambda p, image, level: {
+            "low_res": F.avg_pool2d(p.q_sample(image, level, torch.randn_like(image)), 4),
+            "noise_level": level,
+        },
+        "full strength": partial(
+            upsampler_inputs,
+            noisy=lambda p, x, level, noise: x + (1 - p.alpha_bar[level[0]].item()) ** 0.5 * noise,
+        ),
+        "at timestep": partial(
+            upsampler_inputs, noisy=lambda p, x, level, noise: p.q_sample(x, level // 2, noise)
+        ),
+        "each time": partial(upsampler_inputs, draw=lambda x: torch.randn(x.shape, generator=seeded())),
+        "a dict": lambda *args: upsampler_inputs(*args)["low_res"],
+        "as it is given": lambda *args: upsampler_inputs(*args) | {"noise_level": 300},
     },
-    "put_known": {
+    "upsampler_loss": {
+        "has no noise": partial(upsampler_loss, low_res=lambda image, *_: F.avg_pool2d(image, 4)),
+        "the noise of `level`": partial(
+            upsampler_loss, low_res=lambda image, noise, p, t, level: same_noise(image, noise, p, t, t)
+        ),
+        "independently": partial(upsampler_loss, low_res=same_noise),
+        "level of its low_res": partial(upsampler_loss, told=lambda t: t),
+        "noise of timestep t": partial(upsampler_loss, noisy_t=lambda t, level: level),
+        "target is the noise": partial(upsampler_loss, target=lambda v, noise, image: noise),
+        "target is the image": partial(upsampler_loss, target=lambda v, noise, image: image),
+        "wrong sign": partial(upsampler_loss, target=lambda v, noise, image: -v),
+        "expected (8,)": lambda *args: upsampler_loss(*args).mean(),
+        "first three": lambda network, p, image, text, t, level: (
+            network(image, t, text, image, level) - image
+        ).square(),
+        "does not get low_res and noise_level": lambda network, p, image, text, t, level: (
+            network(image, t, text)[:, :3].square().mean((1, 2, 3))
+        ),
+        "for each image": lambda *args: 2 * upsampler_loss(*args),
+    },
+    "insert_known": {
         "no noise": lambda x, image, keep, a, noise: torch.where(keep > 0, image, x),
         "exchanged": lambda x, image, keep, a, noise: torch.where(keep > 0, x, noisy(image, a, noise)),
         "what was sampled": lambda x, image, keep, a, noise: noisy(image, a, noise),
         "full strength": lambda x, image, keep, a, noise: torch.where(keep > 0, image + 0.6**0.5 * noise, x),
+        "must replace it": lambda x, image, keep, a, noise: x + keep * noisy(image, a, noise),
     },
     "repaint_step": {
         "no forward step after": partial(repaint_step, last=True),
         "start from the result": partial(repaint_step, again=False),
-        "then put_known": lambda reverse, known, forward, x, n: reverse(x),
-        "wanted is reverse": lambda reverse, known, forward, x, n: known(reverse(x)),
+        "then insert": lambda reverse, insert, forward, x, n: reverse(x),
+        "wanted is reverse": lambda reverse, insert, forward, x, n: insert(reverse(x)),
+        "the network's own pixels": partial(repaint_step, early=False),
+    },
+    "expand_inputs": {
+        "come first": lambda w, more: F.pad(w, (0, 0, 0, 0, more, 0)),
+        "must be zero": lambda w, more: torch.cat([w, torch.randn(5, more, 3, 3)], 1),
+        "stay as they are": lambda w, more: torch.zeros(5, 3 + more, 3, 3),
+        "expected (5, 7, 3, 3)": lambda w, more: F.pad(w, (0, more)),
+    },
+    "inpainting_inputs": {
+        "has to fill": lambda image, keep: torch.cat([image, keep], 1),
+        "exchanged": lambda image, keep: torch.cat([image * (1 - keep), 1 - keep], 1),
+        "mask is missing": lambda image, keep: image * keep,
+        "then the mask": lambda image, keep: torch.cat([keep, image * keep], 1),
     },
     "sdedit_start": {
         "counts from 0": lambda x, s, a, noise: (round(s * 100), x),
+        "two values": lambda x, s, a, noise: x,
         "little noise": lambda x, s, a, noise: (round((1 - s) * 100) - 1, x),
         "noise alone": lambda x, s, a, noise: (round(s * 100) - 1, noise),
         "eq. 4": lambda x, s, a, noise: (round(s * 100) - 1, x),
@@ -1558,6 +1829,28 @@ WRONG_EDITING = {
         "multiplied by scale": lambda x, y, scale: clip_loss(x, y, 1 / scale),
         "are added": partial(clip_loss, factor=2),
         "column i": lambda x, y, scale: clip_loss(x, y.roll(1, 0), scale),
+        "dim=1": partial(clip_loss, normalize=partial(F.normalize, dim=0)),
+        "Do not take exp": lambda x, y, scale: clip_loss(x, y, scale.exp()),
+        "no softmax": partial(
+            clip_loss_of_logits,
+            criterion=lambda logits, right: (
+                sum(F.cross_entropy(p, right) for p in (logits.softmax(1), logits.softmax(1).T)) / 2
+            ),
+        ),
+        "are missing": lambda x, y, scale: -F.cosine_similarity(x, y).mean(),
+        "one of N captions": partial(
+            clip_loss_of_logits,
+            criterion=lambda logits, right: F.binary_cross_entropy_with_logits(logits, torch.eye(len(right))),
+        ),
+    },
+    "similarity_gradient": {
+        "enable_grad": partial(similarity_gradient, grad=False),
+        "has a graph": similarity_gradient_with_graph,
+        "timestep t": partial(similarity_gradient, t_of=torch.zeros_like),
+        "scale is missing": lambda *args: similarity_gradient(*args[:4], 1),
+        "size of the batch": partial(similarity_gradient, total=lambda a, b: (a * b).sum(1).mean()),
+        "sign is wrong": partial(similarity_gradient, f=-1),
+        "elementwise": partial(similarity_gradient, total=lambda a, b: (a @ b.T).sum()),
     },
 }
 
@@ -1575,6 +1868,18 @@ def euler(velocity, x, times, sign=1, at_end=False, fixed=False, last=False):
     return x + 0 * velocity(x, times[-1]) if last else x
 
 
+def euler_in_place(velocity, x, times):
+    for s, s_next in pairwise(times):
+        x += (s_next - s) * velocity(x, s)
+    return x
+
+
+def euler_in_equal_steps(velocity, x, times):
+    for s in times[:-1]:
+        x = x - velocity(x, s) / (len(times) - 1)
+    return x
+
+
 def to_flow(x_t, eps_hat, alpha_bar, s=None, divide=True, sign=1):
     good_s, x_s, velocity = flow_solutions.flow_from_diffusion(x_t, eps_hat, alpha_bar)
     return good_s if s is None else s(alpha_bar), x_s if divide else x_t, sign * velocity
@@ -1590,6 +1895,7 @@ WRONG_FLOW = {
         "Your target is the noise": partial(flow_loss, target=lambda x_0, noise: noise),
         "Your target is the image": partial(flow_loss, target=lambda x_0, noise: x_0),
         "expected (4,)": lambda *args: flow_loss(*args).mean(),
+        "tau.view": lambda network, x_0, s, noise: network((1 - s) * x_0 + s * noise, s),
     },
     "euler": {
         "wrong way": partial(euler, sign=-1),
@@ -1597,6 +1903,11 @@ WRONG_FLOW = {
         "must fall by 1": partial(euler, sign=2),
         "Take it at its start": partial(euler, at_end=True),
         "not at the first one": partial(euler, fixed=True),
+        "caller's noise": euler_in_place,
+        "equally long": euler_in_equal_steps,
+        "one time for the whole batch": lambda velocity, x, times: euler(
+            lambda x, s: velocity(x, s.expand(len(x))), x, times
+        ),
     },
     "flow_from_diffusion": {
         "tau = 1 - alpha_bar": partial(to_flow, s=lambda a: 1 - a),

@@ -166,6 +166,19 @@ def test_one_of_the_buggy_samplers_is_correct():
     assert change["C"] < 1e-5 and 1e-3 < change["A"] < min(change["B"], change["D"])
 
 
+def test_the_time_of_evaluation_shows_a_bug_that_gaussian_data_do_not():
+    """Given the time at the end of each step, a sampler may be nearer to the result than a correct one."""
+    x_T = torch.randn(500, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    error, asked = {}, {}
+    for name, sampler in buggy_samplers().items():
+        error[name] = (sampler(gaussian_velocity(0.4, 0.3), x_T, 10) - (0.4 + 0.3 * x_T)).abs().mean().item()
+        asked[name] = times = []
+        sampler(lambda x, t, times=times: times.append(int(t[0])) or x, x_T, 10)
+    assert error["A"] < error["C"] < min(error["B"], error["D"])
+    right = list(range(999, 0, -100))
+    assert {name for name, times in asked.items() if times != right} == {"A", "D"}
+
+
 def test_its_pipeline_draws_samples_with_and_without_guidance(pipe):
     prompts = ["a red seven", "a green 0"]
     for scale in (0, 1, 3):

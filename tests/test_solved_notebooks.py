@@ -17,12 +17,12 @@ NOTEBOOKS = {
     "lesson_02_improved_ddpm/improved_ddpm.ipynb": 10,
     "lesson_03_adm/adm.ipynb": 9,
     "lesson_04_text_conditioning/text_conditioning.ipynb": 10,
-    "lesson_05_cfg/cfg.ipynb": 4,
+    "lesson_05_cfg/cfg.ipynb": 3,
     "lesson_05_cfg/fast_sampling.ipynb": 6,
     "lesson_06_miniglide/miniglide.ipynb": 11,
-    "lesson_06_miniglide/upsampling.ipynb": 1,
-    "lesson_06_miniglide/editing.ipynb": 3,
-    "lesson_06_miniglide/clip_guidance.ipynb": 1,
+    "lesson_06_miniglide/upsampling.ipynb": 2,
+    "lesson_06_miniglide/editing.ipynb": 5,
+    "lesson_06_miniglide/clip_guidance.ipynb": 2,
     "lesson_06_miniglide/flow_matching.ipynb": 3,
 }
 
@@ -35,7 +35,7 @@ SHORTER = {
     },
     "lesson_02_improved_ddpm/improved_ddpm.ipynb": {"range(1, 301)": "range(1, 61)"},
     "lesson_03_adm/adm.ipynb": {
-        "for _ in range(150):": "for _ in range(40):",
+        "for _ in range(100):": "for _ in range(20):",
         "steps=300,": "steps=40,",
         "num_steps = 250": "num_steps = 25",
     },
