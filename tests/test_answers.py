@@ -1390,8 +1390,9 @@ WRONG_5 = {
         "without h_before": lambda x_0, before, h, h_before: (
             x_0 + (x_0 - before) * (h + h_before) / (2 * h_before)
         ),
+        "h is missing": lambda x_0, before, h, h_before: x_0 + (x_0 - before) / (2 * h_before),
         "mean of both": lambda x_0, before, h, h_before: (x_0 + before) / 2,
-        "is 2.9": lambda x_0, before, h, h_before: before,
+        "is 3.05": lambda x_0, before, h, h_before: before,
     },
     "dpm_solver": {
         **WRONG_SOLVER,

@@ -65,28 +65,29 @@ def exponential_step(answer: Callable) -> None:
 @numbered("5.8")
 def x_0_in_the_middle(answer: Callable) -> None:
     """A line through two points is known everywhere."""
-    at = [torch.tensor([2.0 + 3.0 * x]) for x in (-0.4, 0.0)]  # x_0 = 2 + 3 lambda; steps of 0.4 and 0.6
-    h, h_before = torch.tensor(0.6), torch.tensor(0.4)
+    at = [torch.tensor([2.0 + 3.0 * x]) for x in (-0.4, 0.0)]  # x_0 = 2 + 3 lambda; steps of 0.4 and 0.7
+    h, h_before = torch.tensor(0.7), torch.tensor(0.4)
     result = answer(at[1], at[0], h, h_before)
     expect_shape(result, (1,))
     value = result.item()
     same = {
         "That is x_0 at the start of the step. The earlier prediction must count, too.": 2.0,
-        "That is x_0 at the end of the step. In the middle, only half of h has passed.": 2 + 3 * 0.6,
-        "The sign is wrong: the line continues from x_0_before through x_0.": 2 - 3 * 0.3,
+        "That is x_0 at the end of the step. In the middle, only half of h has passed.": 2 + 3 * 0.7,
+        "The sign is wrong: the line continues from x_0_before through x_0.": 2 - 3 * 0.35,
         "Both steps count as equally long. The slope is the difference divided by h_before.": 2 + 1.2 * 0.5,
-        "h and h_before are exchanged: the slope is the difference divided by h_before.": 2 + 1.2 * 0.4 / 1.2,
-        "h / 2 * h_before multiplies by h_before. Put 2 * h_before in parentheses.": 2 + 1.2 * 0.3 * 0.4,
-        "The line is followed from x_0_before. The step starts at x_0.": 0.8 + 3 * 0.3,
-        "The way from x_0 to the middle of the step is h / 2, without h_before.": 2 + 3 * (0.6 + 0.4) / 2,
+        "h and h_before are exchanged: the slope is the difference divided by h_before.": 2 + 1.2 * 0.4 / 1.4,
+        "h / 2 * h_before multiplies by h_before. Put 2 * h_before in parentheses.": 2 + 1.2 * 0.35 * 0.4,
+        "The line is followed from x_0_before. The step starts at x_0.": 0.8 + 3 * 0.35,
+        "The way from x_0 to the middle of the step is h / 2, without h_before.": 2 + 3 * (0.7 + 0.4) / 2,
+        "h is missing: the value at h / 2 is x_0 plus the slope times h / 2.": 2 + 3 / 2,
         "That is the mean of both predictions. Continue the line beyond x_0.": (2 + 0.8) / 2,
     }
     for hint, known in same.items():
         if abs(value - known) < 1e-4:
             raise WrongAnswer(hint)
-    if abs(value - 2.9) > 1e-4:
+    if abs(value - 3.05) > 1e-4:
         raise WrongAnswer(
-            "On the line through 0.8 (at lambda = -0.4) and 2 (at 0) the value at 0.3 is 2.9; "
+            "On the line through 0.8 (at lambda = -0.4) and 2 (at 0) the value at 0.35 is 3.05; "
             f"you get {value:.2f}."
         )
 
