@@ -136,6 +136,7 @@ def guided_mean(answer: Callable) -> None:
     """How far the mean moves, and in which direction."""
     mean, gradient, variance = torch.tensor([0.3, -1.0]), torch.tensor([2.0, 0.5]), torch.tensor([0.04, 0.25])
     result = answer(mean, variance, gradient, 3.0)
+    expect_shape(result, (2,))
     if allclose(result, mean + 3 * gradient):
         raise WrongAnswer("The shift does not depend on the step: multiply it by the variance of the step.")
     if allclose(result, mean + 3 * variance.sqrt() * gradient):

@@ -128,7 +128,8 @@ def adm_block(answer: Callable) -> None:
                 raise WrongAnswer("Resampling comes after norm_1 and its SiLU.")
             off = (result - skip - wanted_main).abs().max().item()
             raise WrongAnswer(
-                f"The result is off by up to {off:.2f}. Is there a SiLU before each convolution?"
+                f"The result is off by up to {off:.2f}. Is there a SiLU before each convolution? Compare the "
+                "order with figure 1: norm_1, SiLU, resample, conv_1, AdaGN, SiLU, conv_2; block.skip gets x."
             )
 
 
@@ -141,6 +142,8 @@ class RecordingUNet(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, embedding: Tensor | None = None) -> Tensor:
         self.seen.append((t, embedding))
+        if embedding is not None and embedding.dim() == 1:
+            raise WrongAnswer("Pass the vectors of the classes y, not y itself.")
         return x_t if embedding is None else x_t + embedding.sum(1)[:, None, None, None]
 
 
@@ -172,9 +175,9 @@ def class_conditional(answer: Callable) -> None:
         raise WrongAnswer("Store the UNet as self.unet; otherwise the optimizer will not train it.")
     tables = [p for p in network.parameters() if p.shape in ((10, 6), (6, 10))]
     if not tables:
-        raise WrongAnswer("There is no parameter of shape [10, 6]. Is the table an nn.Embedding in __init__?")
+        raise WrongAnswer("There is no parameter of shape [10, 6]. Does __init__ create an nn.Embedding?")
     if not embedding.requires_grad:
-        raise WrongAnswer("No gradient reaches the table, so it would never learn.")
+        raise WrongAnswer("No gradient reaches the class vectors, so they would never learn.")
     gradient = torch.autograd.grad(embedding.square().sum(), tables[0])[0]
     gradient = gradient if len(gradient) == 10 else gradient.T  # nn.Linear on one-hot vectors is a table, too
     rows = gradient.any(1).nonzero().flatten().tolist()
