@@ -157,7 +157,7 @@ def inpainting_inputs(image: Tensor, keep: Tensor) -> Tensor:
 
 def sdedit_start(image: Tensor, strength: float, alpha_bar: Tensor, noise: Tensor) -> tuple[int, Tensor]:
     """Exercise 6.12: return the timestep where SDEdit starts, and the image with its noise."""
-    t = round(strength * len(alpha_bar)) - 1
+    t = max(1, round(strength * len(alpha_bar))) - 1
     return t, alpha_bar[t] ** 0.5 * image + (1 - alpha_bar[t]) ** 0.5 * noise
 
 
