@@ -105,7 +105,7 @@ def attention(answer: Callable) -> None:
             "Large scores give inf or NaN. `softmax` subtracts the largest score first; use it."
         )
     many_q, many_k, many_v = (torch.stack([x, 2 * x, 3 * x])[None] for x in (q, k, v))  # [1, 3, ...]
-    hint = "It is right for q [Q, d], but not for [N, heads, Q, d]: count from the end (q.shape[-1], .mT)."
+    hint = "It is right for q [Q, d], but not for [N, heads, Q, d]: q.shape[-1], .mT, dim=-1 in softmax."
     try:
         with warnings.catch_warnings(
             action="ignore"

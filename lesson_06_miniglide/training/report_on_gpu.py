@@ -38,20 +38,18 @@ class Config:
 
     dogs: str | None = None  # folder of Stanford Dogs; without it, only --photos
     photos: str | None = None  # folder of captioned photos; without it, only --dogs
-    kinds: bool = (
-        False  # the captions of --photos end with one of twenty kinds, which evaluate.py --kinds reads
-    )
+    kinds: bool = False  # measure --photos by the kinds that captions name, as evaluate.py --kinds does
     crop_to_box: bool = False  # crop the dogs to the boxes in Annotation/
     cache_dir: str | None = None  # folder for the decoded images; default .cache in each folder
     piece: PositiveFloat = 10.0  # minutes of this call
     evaluation: PositiveFloat = 2.5  # of them, the last minutes, in which samples are drawn and measured
     training: PositiveFloat = 15.0  # minutes of training on each folder
-    preset: str = "report"
-    batch_size: PositiveInt = 128
-    learning_rate: PositiveFloat = 3e-4
+    preset: str = "report"  # the network, as in train.py
+    batch_size: PositiveInt = 128  # images per step
+    learning_rate: PositiveFloat = 3e-4  # peak value, after a warm-up
     num_samples: PositiveInt = 500  # per checkpoint
-    guidance_scale: PositiveFloat = 3.0
-    out: str = "runs/report"
+    guidance_scale: PositiveFloat = 3.0  # of the samples that are measured
+    out: str = "runs/report"  # folder for runs and evaluations
     keep: str | None = None  # folder that gets a copy of all numbers and pictures
     device: str = "auto"  # auto, cpu, cuda or mps
     dry_run: bool = False  # two steps of everything, to check that it works; without torch.compile
