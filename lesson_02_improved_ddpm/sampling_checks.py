@@ -152,7 +152,7 @@ def ddim_step(answer: Callable) -> None:
     if not allclose(noisy, (1 - a - 0.09) ** 0.5 * noise):
         total = float((noisy / noise).square().mean()) + 0.09
         raise WrongAnswer(
-            f"For sigma = 0.3 the variances of both noises add up to {total:.3f}; it must be {1 - a:.3f}."
+            f"For sigma = 0.3 the variances of both noises add up to {total:.3f} and not to {1 - a:.3f}."
         )
 
 

@@ -39,8 +39,7 @@ def guide(answer: Callable) -> None:
     cond, uncond = torch.randn(2, 2, 6, 4, 4)
     fit = "The shapes do not fit. Slice the channels, [:, :channels], not the batch."
     with explaining("Sizes of tensors must match", fit):
-        answer(cond.clone(), uncond.clone(), 3.0, 3)
-    at_0, at_1, at_3 = (answer(cond.clone(), uncond.clone(), scale, 3) for scale in (0.0, 1.0, 3.0))
+        at_0, at_1, at_3 = (answer(cond.clone(), uncond.clone(), scale, 3) for scale in (0.0, 1.0, 3.0))
     given = cond.clone(), uncond.clone()
     answer(*given, 3.0, 3)
     if not (torch.equal(given[0], cond) and torch.equal(given[1], uncond)):

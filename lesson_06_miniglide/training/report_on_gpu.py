@@ -50,7 +50,7 @@ class Config:
     num_samples: PositiveInt = 500  # per checkpoint
     guidance_scale: PositiveFloat = 3.0  # of the samples that are measured
     out: str = "runs/report"  # folder for runs and evaluations
-    keep: str | None = None  # folder that gets a copy of all numbers and pictures
+    keep: str | None = None  # folder that gets a copy of all numbers and images
     device: str = "auto"  # auto, cpu, cuda or mps
     dry_run: bool = False  # two steps of everything, to check that it works; without torch.compile
 
@@ -78,7 +78,7 @@ class Part(NamedTuple):
 
 
 def parts_of(config: Config) -> list[Part]:
-    """Return what is to be trained, in order. Raises UserError if no folder is named."""
+    """Return the runs in order, dogs first. Raises UserError if no folder is named."""
     parts, out = [], Path(config.out)
     cache = ["--cache-dir", config.cache_dir] if config.cache_dir else []
     if config.dogs:
@@ -113,17 +113,16 @@ def evaluate_command(part: Part, config: Config) -> list[str]:
 
 
 def run_until(command: Sequence[str], deadline: float) -> bool:
-    """Run a command and return whether it finished; at the deadline (of time.monotonic) it is told to stop.
+    """Run a command until the deadline (of time.monotonic) at the latest; return whether it finished.
 
-    A command that fails has said why: this process then exits with its status.
+    At the deadline it gets SIGTERM. If a command fails, this process exits with the same status.
     """
     with subprocess.Popen(command) as process:
         try:
             status = process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.terminate()  # train.py saves its state
-            status = process.wait()
-            return False
+            return False  # after the process has ended: `with` waits for it
     if status not in (0, STOPPED):
         sys.exit(status)
     return status == 0
